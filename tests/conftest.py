@@ -1,0 +1,72 @@
+"""Fixtures and options for all tests; what they use stands in `support`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from support import ddp_bp, end_tree, run_to_end, start
+from support import mpirun as mpirun_command
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run_python() -> Run:
+    """`run_python([arguments...])`: this interpreter, to its end."""
+
+    def run(arguments: Sequence[object], timeout_seconds: float = 60, **options):
+        return run_to_end([sys.executable, *arguments], timeout_seconds, **options)
+
+    return run
+
+
+@pytest.fixture
+def mpirun() -> Run:
+    """`mpirun(n, [arguments...])`: this interpreter on n ranks."""
+
+    def run(size: int, arguments: Sequence[object], timeout_seconds: float = 90, **options):
+        return run_to_end([*mpirun_command(size), sys.executable, *arguments], timeout_seconds, **options)
+
+    return run
+
+
+@pytest.fixture
+def run_ddp_bp() -> Run:
+    """`run_ddp_bp("train", "digits", ...)`: the command line, to its end."""
+
+    def run(*arguments: object, timeout_seconds: float = 90, **options):
+        return run_to_end(ddp_bp(*arguments), timeout_seconds, **options)
+
+    return run
+
+
+@pytest.fixture
+def start_command() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`start_command([...])`: a command that runs on; ended with all it started when the test ends."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(command: Sequence[object], **environment: str) -> subprocess.Popen[str]:
+        started.append(start(command, **environment))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        end_tree(process)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--strict-no-skip", action="store_true", help="fail if any test is skipped, as CI does")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if session.config.getoption("--strict-no-skip") and skipped and session.exitstatus == 0:
+        reporter.write_line(f"{len(skipped)} tests were skipped, and none may be here", red=True)
+        session.exitstatus = 1
