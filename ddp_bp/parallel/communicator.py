@@ -1,0 +1,74 @@
+"""What the rest of the package may ask of a group of ranks.
+
+One strategy a file: `mpi`, `single` (one process) and `threads` (ranks as threads of one process, for tests). All pass
+the same conformance suite. The verbs keep their MPI names; every method except `abort` and `close` is collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Bounds = tuple[int, int]
+
+
+class Communicator(Protocol):
+    """A fixed group of ranks. Arrays passed in must be C-contiguous; receiving arrays are written in place."""
+
+    @property
+    def rank(self) -> int:
+        """This process's number in the group, from 0."""
+
+    @property
+    def size(self) -> int:
+        """The number of ranks: the world size."""
+
+    def barrier(self) -> None:
+        """Return on every rank once all have called it."""
+
+    def allgather(self, send: Array, receive: Array) -> None:
+        """Gather equal pieces: `send` (n,) of every rank into `receive` (size, n), in rank order."""
+
+    def allgather_slices(self, buffer: Array, slices: Sequence[Bounds]) -> None:
+        """Complete `buffer` (n,) in place: rank r holds `buffer[slices[r]]`; afterwards everyone holds all of them.
+
+        The slices are contiguous and in rank order; any of them may be empty.
+        """
+
+    def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
+        """Point-to-point messages all at once: (destination, array) out, (source, array) in.
+
+        Between any two ranks, messages match in the order of their lists. No rank names itself.
+        """
+
+    def broadcast(self, buffer: Array, root: int) -> None:
+        """Overwrite `buffer` with that of rank `root`."""
+
+    def allgather_bytes(self, data: bytes) -> list[bytes]:
+        """Everyone's `data`, which may differ in length, in rank order. For setting up, not for the training step."""
+
+    def abort(self, exit_code: int) -> NoReturn:
+        """End every rank at once, without cleaning up. Not collective: the last resort of one rank."""
+
+    def describe(self) -> str:
+        """Which implementation this is, for messages and logs."""
+
+    def close(self) -> None:
+        """Release what the communicator holds."""
+
+
+def check_rank_order(slices: Sequence[Bounds], size: int, num_elements: int) -> None:
+    """Raise ValueError unless `slices` are `size` contiguous pieces of [0, num_elements), in order."""
+    ends = [0, *(hi for _, hi in slices)]
+    starts = [*(lo for lo, _ in slices), num_elements]
+    if len(slices) != size or starts != ends or any(hi < lo for lo, hi in slices):
+        raise ValueError(f"expected {size} contiguous slices of [0, {num_elements}) in rank order, got {list(slices)}")
+
+
+def as_bytes(array: Array) -> npt.NDArray[np.uint8]:
+    """The memory of a C-contiguous array as a flat view of bytes."""
+    return array.reshape(-1).view(np.uint8)

@@ -1,0 +1,47 @@
+"""A communicator of one process: what a plain script or `-n 1` without a launcher has. Knows nothing of MPI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
+
+from ddp_bp.parallel.communicator import Array, Bounds, check_rank_order
+
+
+class SingleCommunicator:
+    """World size 1. See `Communicator` for what each method means."""
+
+    rank = 0
+    size = 1
+
+    def barrier(self) -> None:
+        """Nothing to wait for."""
+
+    def allgather(self, send: Array, receive: Array) -> None:
+        np.copyto(receive[0], send)
+
+    def allgather_slices(self, buffer: Array, slices: Sequence[Bounds]) -> None:
+        check_rank_order(slices, 1, buffer.size)
+
+    def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
+        if sends or receives:
+            raise ValueError("rank 0 of 1 has nobody to exchange messages with")
+
+    def broadcast(self, buffer: Array, root: int) -> None:
+        if root != 0:
+            raise ValueError(f"broadcast: expected a root below the world size 1, got {root}")
+
+    def allgather_bytes(self, data: bytes) -> list[bytes]:
+        return [data]
+
+    def abort(self, exit_code: int) -> NoReturn:
+        os._exit(exit_code)
+
+    def describe(self) -> str:
+        return "one process, no MPI"
+
+    def close(self) -> None:
+        """Nothing to release."""

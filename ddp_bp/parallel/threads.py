@@ -1,0 +1,125 @@
+"""Ranks as threads of one process, so that tests can run a group without a launcher. Not for training.
+
+Every wait has a deadline: a rank that stays away gives the others a DeadlineError instead of a hang.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+
+from ddp_bp.errors import DeadlineError
+from ddp_bp.parallel.communicator import Array, Bounds, check_rank_order
+
+Result = TypeVar("Result")
+
+
+class _Board:
+    """What the threads share: one slot a rank, and a barrier to separate writing from reading."""
+
+    def __init__(self, size: int, deadline_seconds: float) -> None:
+        self.size = size
+        self.slots: list[Any] = [None] * size
+        self.barrier = threading.Barrier(size)
+        self.deadline_seconds = deadline_seconds
+
+
+class ThreadCommunicator:
+    """One thread's end of a group. See `Communicator` for what each method means."""
+
+    def __init__(self, board: _Board, rank: int) -> None:
+        self._board = board
+        self.rank = rank
+        self.size = board.size
+
+    def barrier(self) -> None:
+        try:
+            self._board.barrier.wait(self._board.deadline_seconds)
+        except threading.BrokenBarrierError:
+            raise DeadlineError(
+                f"rank {self.rank} of {self.size}: another rank failed or stayed away "
+                f"for {self._board.deadline_seconds} s"
+            ) from None
+
+    def _share(self, value: object) -> list[Any]:
+        """Everyone's value. The caller must pass a barrier before it changes what it shared."""
+        self._board.slots[self.rank] = value
+        self.barrier()
+        return list(self._board.slots)
+
+    def allgather(self, send: Array, receive: Array) -> None:
+        for row, piece in zip(receive, self._share(send), strict=True):
+            np.copyto(row, piece)
+        self.barrier()
+
+    def allgather_slices(self, buffer: Array, slices: Sequence[Bounds]) -> None:
+        check_rank_order(slices, self.size, buffer.size)
+        for (lo, hi), other in zip(slices, self._share(buffer), strict=True):
+            if other is not buffer:
+                np.copyto(buffer[lo:hi], other[lo:hi])
+        self.barrier()
+
+    def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
+        everyone = self._share(list(sends))
+        queues = {
+            source: iter([array for destination, array in outgoing if destination == self.rank])
+            for source, outgoing in enumerate(everyone)
+        }
+        for source, array in receives:
+            np.copyto(array, next(queues[source]))
+        self.barrier()
+
+    def broadcast(self, buffer: Array, root: int) -> None:
+        source = self._share(buffer)[root]
+        if source is not buffer:
+            np.copyto(buffer, source)
+        self.barrier()
+
+    def allgather_bytes(self, data: bytes) -> list[bytes]:
+        everyone = self._share(data)
+        self.barrier()
+        return everyone
+
+    def abort(self, exit_code: int) -> NoReturn:
+        self._board.barrier.abort()
+        raise SystemExit(exit_code)
+
+    def describe(self) -> str:
+        return f"{self.size} threads of one process"
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def run_ranks(
+    size: int, function: Callable[[ThreadCommunicator], Result], deadline_seconds: float = 20.0
+) -> list[Result]:
+    """Run `function` on `size` ranks and return their results in rank order.
+
+    The first exception of any rank is raised here, and the other ranks are released from their waits.
+    """
+    board = _Board(size, deadline_seconds)
+    results: list[Any] = [None] * size
+    failures: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = function(ThreadCommunicator(board, rank))
+        except BaseException as error:
+            failures.append(error)
+            board.barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * deadline_seconds)
+        if thread.is_alive():
+            raise DeadlineError(f"{thread.name} of {size} did not end within {2 * deadline_seconds} s")
+    causes = [error for error in failures if not isinstance(error, DeadlineError)] or failures
+    if causes:
+        raise causes[0]
+    return results

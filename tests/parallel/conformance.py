@@ -1,0 +1,99 @@
+"""What every communicator must do, as checks that all its ranks run together.
+
+Run under a launcher (`mpirun -n 3 python conformance.py`) it checks the MPI communicator; tests call `check_all` on the
+others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.parallel.membership import slice_bounds
+
+
+def check_allgather(comm: Communicator) -> None:
+    for dtype in (np.float32, np.float64, np.uint8, np.int64):
+        receive = np.zeros((comm.size, 3), dtype)
+        comm.allgather(np.full(3, comm.rank + 1, dtype), receive)
+        assert (receive == np.arange(1, comm.size + 1)[:, None]).all()
+
+
+def check_allgather_slices(comm: Communicator) -> None:
+    for size in (0, 1, 1024, 1025, 5000):
+        slices = slice_bounds(size, comm.size)
+        buffer = np.full(size, -1.0, np.float32)
+        lo, hi = slices[comm.rank]
+        buffer[lo:hi] = np.arange(lo, hi)
+        comm.allgather_slices(buffer, slices)
+        assert (buffer == np.arange(size)).all(), size
+
+
+def check_exchange(comm: Communicator) -> None:
+    """Two messages to every other rank, which must arrive in order; the second one is large."""
+    others = [rank for rank in range(comm.size) if rank != comm.rank]
+    sends = []
+    for other in others:
+        sends += [
+            (other, np.full(4, 10 * comm.rank + other, np.float64)),
+            (other, np.full(300_000, 1000 * comm.rank + other, np.float32)),
+        ]
+    receives = []
+    for other in others:
+        receives += [(other, np.empty(4, np.float64)), (other, np.empty(300_000, np.float32))]
+    comm.exchange(sends, receives)
+    for index, other in enumerate(others):
+        assert (receives[2 * index][1] == 10 * other + comm.rank).all()
+        assert (receives[2 * index + 1][1] == 1000 * other + comm.rank).all()
+
+
+def check_broadcast(comm: Communicator) -> None:
+    for root in range(comm.size):
+        buffer = np.full((2, 3), comm.rank, np.float64)
+        comm.broadcast(buffer, root)
+        assert (buffer == root).all()
+
+
+def check_allgather_bytes(comm: Communicator) -> None:
+    mine = bytes([comm.rank]) * (comm.rank * 7)
+    assert comm.allgather_bytes(mine) == [bytes([rank]) * (rank * 7) for rank in range(comm.size)]
+    assert comm.allgather_bytes(b"") == [b""] * comm.size
+
+
+def check_wrong_slices_are_refused(comm: Communicator) -> None:
+    try:
+        comm.allgather_slices(np.zeros(4, np.float32), [(0, 3)] * comm.size)
+    except ValueError as error:
+        assert "contiguous slices" in str(error)
+    else:
+        raise AssertionError("slices that do not cover the buffer were accepted")
+
+
+CHECKS = (
+    check_allgather,
+    check_allgather_slices,
+    check_exchange,
+    check_broadcast,
+    check_allgather_bytes,
+    check_wrong_slices_are_refused,
+)
+
+
+def check_all(comm: Communicator) -> int:
+    """Run every check on this rank; the number of them."""
+    assert 0 <= comm.rank < comm.size
+    assert comm.describe()
+    for check in CHECKS:
+        check(comm)
+        comm.barrier()
+    return len(CHECKS)
+
+
+if __name__ == "__main__":
+    from ddp_bp.parallel.mpi import open_communicator
+
+    communicator = open_communicator()
+    count = check_all(communicator)
+    if communicator.rank == 0:
+        print(f"{communicator.size} ranks passed {count} checks")
+    communicator.close()
