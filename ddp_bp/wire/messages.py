@@ -1,0 +1,318 @@
+"""Every message between workers, tools and the coordinator, as typed records.
+
+A worker opens with `Hello` and waits for `Welcome` (or `Refused`); then it reports, and commands come back. What a rank
+sends arrives in the order sent; nothing is promised about the order between ranks. This module is vocabulary only: it
+knows neither bytes (see `codec`) nor what the coordinator does with a message.
+
+Conventions
+    rank            the rank that sends, 0 .. world_size - 1; the coordinator rejects a message under another's rank
+    step            number of committed optimizer steps since the beginning of the run, across resumes
+    request_id      names one checkpoint, on every rank alike, for instance "step-<n>" or "final"; in messages to and
+                    from a tool, and in TakeCheckpoint, the request that a checkpoint is to answer
+    durable         on disk and flushed, so that it survives a power cut
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from ddp_bp.wire.phases import NUM_PHASE_BUCKETS
+
+PROTOCOL_VERSION: Final = 1
+
+TOOL_RANK: Final = -1
+"""The rank in the `Hello` of a tool, which is no rank of the job."""
+
+CHUNK_BYTES: Final = 4 << 20
+"""Payload size that senders of arrays should use: large enough to be cheap, small enough not to delay reports."""
+
+MAX_FRAME_BYTES: Final = 64 << 20
+"""A frame longer than this is cut off by the receiver. Ledger lines are to be split so that they stay well below."""
+
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+Rank = Annotated[int, msgspec.Meta(ge=0)]
+ArrayDtype = Literal[
+    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
+]
+CheckpointFile = Literal["model", "optimizer"]
+StopCause = Literal["SIGINT", "SIGTERM", "user"]
+
+
+def _snake_case(class_name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", class_name).lower()
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type", tag=_snake_case):
+    """Base of all messages. On the wire the field `type` holds the class name in snake case."""
+
+
+def type_name(message: Message) -> str:
+    """The wire's name of a message's type, for instance "checkpoint_chunk"."""
+    return str(message.__struct_config__.tag)
+
+
+# ---- parts of messages
+
+
+class PhaseDelta(msgspec.Struct, frozen=True):
+    """Durations of one phase since the previous report.
+
+    counts        how many fell into each bucket of `PHASE_BUCKETS_SECONDS`, and last how many were longer
+    sum_seconds   their sum
+    """
+
+    counts: Annotated[list[Natural], msgspec.Meta(min_length=NUM_PHASE_BUCKETS, max_length=NUM_PHASE_BUCKETS)]
+    sum_seconds: Annotated[float, msgspec.Meta(ge=0)]
+
+
+class TensorLayout(msgspec.Struct, frozen=True):
+    """A tensor inside a flat array: `prod(shape)` elements in C order from element `offset` on."""
+
+    name: str
+    shape: list[Natural]
+    offset: Natural
+
+
+class ArrayLayout(msgspec.Struct, frozen=True):
+    """A flat array of `size` little-endian elements, and the tensors that are written to `file` from it."""
+
+    name: str
+    file: CheckpointFile
+    dtype: ArrayDtype
+    size: Natural
+    tensors: list[TensorLayout]
+
+
+# ---- worker -> coordinator
+
+
+class Hello(Message, frozen=True):
+    """The first message of a connection, and again after the link was lost. Answered by `Welcome` or `Refused`."""
+
+    protocol_version: int
+    package_version: str
+    run_id: str
+    rank: Annotated[int, msgspec.Meta(ge=TOOL_RANK)]
+    world_size: Natural
+    pid: Natural
+    hostname: str
+    shards: Natural
+    role: Literal["worker", "tool"] = "worker"
+
+
+class Report(Message, frozen=True):
+    """What a rank did since its previous report; sent a few times a second, never once per step.
+
+    num_steps     steps committed in this interval
+    num_samples   samples of those steps: rank 0 counts whole global batches, other ranks what they computed themselves
+    phase         what the rank is doing now
+    phases        durations by name, of those in `PHASES` that happened
+    scalars       latest values, from rank 0: train_loss, train_accuracy, learning_rate, gradient_norm; may be NaN
+    """
+
+    rank: Rank
+    step: Natural
+    epoch: Natural
+    sent_at_unix_seconds: float
+    num_steps: Natural
+    num_samples: Natural
+    phase: Literal["setup", "train", "evaluate", "checkpoint", "finish"]
+    phases: dict[str, PhaseDelta]
+    scalars: dict[str, float]
+
+
+class LedgerRecords(Message, frozen=True):
+    """Lines for the ledger, from rank 0; answered by `Acknowledged(of="ledger", step=last_step)` once durable.
+
+    lines          JSON objects without line ends, each with an integer "step", counted from 0, that never falls. All
+                   lines of one step travel together. Lines of a step that the file already holds replace it and
+                   everything after it, so sending again after a lost link, or after a resume, is harmless
+    last_step      "step" of the last line
+    chain_sha256   head of the hash chain after the last line
+
+    Rank 0 sends the lines of the steps that a checkpoint contains before its `CheckpointEnd`.
+    """
+
+    rank: Rank
+    lines: list[str]
+    last_step: Natural
+    chain_sha256: str
+
+
+class Evaluation(Message, frozen=True):
+    """Result of an evaluation over the held-out samples, from rank 0."""
+
+    step: Natural
+    epoch: Natural
+    loss: float
+    accuracy: float | None
+    num_samples: Natural
+    seconds: float
+
+
+class CheckpointBegin(Message, frozen=True):
+    """A rank is about to send its slices of a checkpoint. Every rank sends one, with the same arrays and the same step.
+
+    A request id names one attempt: after `CheckpointDone` it is used up, and answered at once with ok=False.
+
+    manifest   fields of the checkpoint's manifest, "step" (committed steps) at least; rank 0's are the ones kept
+    answers    from rank 0: the request id of the `TakeCheckpoint` that this checkpoint satisfies, if any; those that
+               came before it are satisfied as well. Empty: that of a `TakeCheckpoint` with the same request id, if any
+    """
+
+    request_id: str
+    rank: Rank
+    world_size: Annotated[int, msgspec.Meta(ge=1)]
+    manifest: dict[str, Any]
+    arrays: list[ArrayLayout]
+    answers: str = ""
+
+
+class CheckpointChunk(Message, frozen=True):
+    """Elements of one array from `offset_elements` on; as many as the one payload frame holds.
+
+    The chunks of all ranks together cover every element of every array exactly once.
+    """
+
+    request_id: str
+    rank: Rank
+    array: str
+    offset_elements: Natural
+
+
+class CheckpointEnd(Message, frozen=True):
+    """A rank has sent all its chunks. After the last rank's, `CheckpointDone` goes to all of them."""
+
+    request_id: str
+    rank: Rank
+
+
+class Failure(Message, frozen=True):
+    """A rank raised and is about to end the job. The first one that arrives is the one shown."""
+
+    rank: Rank
+    step: Natural
+    error: str
+    traceback: str
+
+
+class Finished(Message, frozen=True):
+    """Training ended, from rank 0. `summary` goes to summary.json; answered by `Acknowledged(of="finished")` once that
+    and everything sent before it is durable."""
+
+    rank: Rank
+    summary: dict[str, Any]
+
+
+class Goodbye(Message, frozen=True):
+    """The last message of a rank that leaves in good order. Not answered. Tools just go."""
+
+    rank: Rank
+
+
+# ---- tool -> coordinator
+
+
+class StatusRequest(Message, frozen=True):
+    """Answered by `StatusReply`."""
+
+
+class CheckpointRequest(Message, frozen=True):
+    """Take a checkpoint as soon as the ranks can agree on a step; answered by `CheckpointDone` when it is durable."""
+
+    request_id: str
+
+
+class StopRequest(Message, frozen=True):
+    """End the job at the next step, with a checkpoint; answered by `Acknowledged(of="stop")` once ranks were told."""
+
+    reason: StopCause
+
+
+# ---- coordinator -> worker or tool
+
+
+class Welcome(Message, frozen=True):
+    """Answer to `Hello`. `checkpoint_every_steps` is a standing order: a checkpoint after each such number of committed
+    steps, without being told again. 0: none."""
+
+    protocol_version: int
+    run_id: str
+    checkpoint_every_steps: Natural
+
+
+class Refused(Message, frozen=True):
+    """The sender does not belong to this job, or asks for what cannot be done; the reason says what to do."""
+
+    reason: str
+
+
+class TakeCheckpoint(Message, frozen=True):
+    """To rank 0 only, which agrees with the other ranks on the step, and names the request in `CheckpointBegin`."""
+
+    request_id: str
+    reason: str
+
+
+class Stop(Message, frozen=True):
+    """To every rank: end at the next step that all agree on, with a checkpoint. May come more than once."""
+
+    reason: StopCause
+
+
+class CheckpointDone(Message, frozen=True):
+    """How a checkpoint ended, to every rank and to the tool that asked.
+
+    ok        True: durable in the folder `path`. False: it was dropped, `message` says why, and training goes on
+    step      its number of committed steps, None where it never got that far
+    """
+
+    request_id: str
+    ok: bool
+    step: Natural | None = None
+    path: str | None = None
+    message: str = ""
+
+
+class Acknowledged(Message, frozen=True):
+    """`of` happened; for "ledger" every line up to and including `step` is durable.
+
+    ok=False (only for "finished"): the summary could not be written, `message` says why.
+    """
+
+    of: Literal["ledger", "finished", "stop"]
+    step: Natural | None = None
+    ok: bool = True
+    message: str = ""
+
+
+class StatusReply(Message, frozen=True):
+    """The same content as /api/status."""
+
+    status: dict[str, Any]
+
+
+class Heartbeat(Message, frozen=True):
+    """To every rank once a second. A rank that sees none for long has lost the coordinator, and trains on."""
+
+
+FromWorker = (
+    Hello
+    | Report
+    | LedgerRecords
+    | Evaluation
+    | CheckpointBegin
+    | CheckpointChunk
+    | CheckpointEnd
+    | Failure
+    | Finished
+    | Goodbye
+    | StatusRequest
+    | CheckpointRequest
+    | StopRequest
+)
+
+FromCoordinator = Welcome | Refused | TakeCheckpoint | Stop | CheckpointDone | Acknowledged | StatusReply | Heartbeat

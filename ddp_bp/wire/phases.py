@@ -1,0 +1,30 @@
+"""The timed parts of a training step, and the histogram buckets that ranks count them into.
+
+Ranks count locally and send only the increments, so that timing every step costs no message. This module knows how a
+duration finds its bucket, not who measures it nor who shows it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Final
+
+PHASES: Final = ("data_wait", "forward", "backward", "rank_wait", "exchange", "optimizer", "step")
+"""In the order in which they happen; `step` is the whole of them. `backward` is compute only: waiting for other ranks
+is `rank_wait`, for otherwise the slow rank would be the one that looks fast."""
+
+PHASE_BUCKETS_SECONDS: Final = (
+    50e-6, 100e-6, 200e-6, 500e-6,
+    1e-3, 2e-3, 5e-3,
+    10e-3, 20e-3, 50e-3,
+    100e-3, 200e-3, 500e-3,
+    1.0, 2.0, 5.0, 10.0, 30.0,
+)  # fmt: skip
+"""Inclusive upper bounds, rising. One more bucket, for anything longer, follows the last."""
+
+NUM_PHASE_BUCKETS: Final = len(PHASE_BUCKETS_SECONDS) + 1
+
+
+def phase_bucket(seconds: float) -> int:
+    """The index in 0 .. NUM_PHASE_BUCKETS - 1 of the bucket that a duration falls into (upper bounds included)."""
+    return bisect_left(PHASE_BUCKETS_SECONDS, seconds)
