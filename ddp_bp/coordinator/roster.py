@@ -1,0 +1,144 @@
+"""Which ranks are here, through which connection, and when each was last heard of.
+
+Knows who may join; neither what training is about nor what is done with a rank that is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from ddp_bp.wire.messages import PROTOCOL_VERSION, Hello
+
+ALIVE_SECONDS: Final = 5.0
+"""A rank heard of this recently is taken to be alive when another process claims its place."""
+
+
+@dataclass(slots=True)
+class Member:
+    """A rank, as far as it is known. Times are those of the state machine's clock, in seconds.
+
+    connected   its connection stands, as far as is known, and it has not said goodbye
+    left        it said goodbye
+    step_at     when its last report with a committed step came
+    """
+
+    hello: Hello
+    identity: bytes
+    heard_at: float
+    connected: bool = True
+    left: bool = False
+    step: int = 0
+    phase: str = "setup"
+    report_at: float | None = None
+    step_at: float | None = None
+
+    def heard(self, now: float) -> None:
+        """Something came from it, so it is there."""
+        self.heard_at = now
+        self.connected = not self.left
+
+    def said_goodbye(self) -> None:
+        self.left, self.connected = True, False
+
+
+class Roster:
+    """The ranks of one job."""
+
+    def __init__(self, run_id: str, world_size: int) -> None:
+        self.world_size = world_size
+        self._run_id = run_id
+        self._members: dict[int, Member] = {}
+        self._ranks: dict[bytes, int] = {}
+
+    def refusal(self, hello: Hello, identity: bytes, now: float) -> str | None:
+        """Why this worker or tool is not let in; None if it is welcome."""
+        if hello.protocol_version != PROTOCOL_VERSION:
+            return (
+                f"protocol version {hello.protocol_version} (ddp_bp {hello.package_version}), expected "
+                f"{PROTOCOL_VERSION}; install the same ddp_bp everywhere"
+            )
+        if hello.run_id != self._run_id:
+            return f"this coordinator serves run {self._run_id!r}, not {hello.run_id!r}; check the address"
+        if hello.role == "tool":
+            return None
+        if hello.world_size != self.world_size:
+            return (
+                f"rank {hello.rank} counts {hello.world_size} ranks, expected {self.world_size}; start the job with as "
+                "many ranks as the coordinator was told"
+            )
+        if not 0 <= hello.rank < self.world_size:
+            return f"rank {hello.rank}: expected 0 to {self.world_size - 1}"
+        for rank, member in self._members.items():
+            if rank != hello.rank and member.hello.shards != hello.shards:
+                return (
+                    f"rank {hello.rank} counts {hello.shards} shards, rank {rank} counts {member.hello.shards}; all "
+                    "ranks must use the same recipe"
+                )
+        present = self._members.get(hello.rank)
+        if present is not None and present.connected and present.identity != identity:
+            same_process = (present.hello.pid, present.hello.hostname) == (hello.pid, hello.hostname)
+            if not same_process and now - present.heard_at < ALIVE_SECONDS:
+                return (
+                    f"rank {hello.rank} is already here, as process {present.hello.pid} on {present.hello.hostname}; "
+                    "was the job started twice, or did mpirun start separate copies?"
+                )
+        return None
+
+    def join(self, hello: Hello, identity: bytes, now: float) -> None:
+        """Takes in a worker that was not refused; in place of the one that held its rank before, if any."""
+        before = self._members.get(hello.rank)
+        if before is not None:
+            self._ranks.pop(before.identity, None)
+        if (other := self._ranks.pop(identity, None)) is not None and other != hello.rank:
+            del self._members[other]
+        self._members[hello.rank] = Member(hello, identity, heard_at=now)
+        self._ranks[identity] = hello.rank
+
+    def find(self, identity: bytes) -> Member | None:
+        """The rank behind a connection; None for strangers."""
+        rank = self._ranks.get(identity)
+        return None if rank is None else self._members[rank]
+
+    def lose(self, identity: bytes) -> Member | None:
+        """A connection is gone. The rank behind it, if it was here and has not said goodbye."""
+        member = self.find(identity)
+        if member is None or not member.connected:
+            return None
+        member.connected = False
+        return member
+
+    def __iter__(self) -> Iterator[tuple[int, Member]]:
+        return iter(sorted(self._members.items()))
+
+    def member(self, rank: int) -> Member | None:
+        """A rank that joined at some time, connected or not."""
+        return self._members.get(rank)
+
+    def connected(self) -> list[bytes]:
+        """Connections of the ranks that are here, by rank."""
+        return [member.identity for _, member in self if member.connected]
+
+    @property
+    def num_joined(self) -> int:
+        """How many ranks have joined at some time."""
+        return len(self._members)
+
+    @property
+    def all_joined(self) -> bool:
+        return len(self._members) == self.world_size
+
+    @property
+    def all_left(self) -> bool:
+        """Every rank was here and said goodbye."""
+        return self.all_joined and all(member.left for member in self._members.values())
+
+    @property
+    def heard_at(self) -> float | None:
+        """When any rank was last heard of."""
+        return max((member.heard_at for member in self._members.values()), default=None)
+
+    @property
+    def shards(self) -> int | None:
+        return next((member.hello.shards for member in self._members.values()), None)

@@ -1,0 +1,220 @@
+"""The process around the state machine: it owns the sockets, the clock, the disk thread and the HTTP port.
+
+Turns what happens into events and carries out instructions, one event at a time and in order. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import uvicorn
+import zmq
+import zmq.asyncio
+
+from ddp_bp.coordinator import events as e
+from ddp_bp.coordinator.address import CoordinatorAddress, remove_address, write_address
+from ddp_bp.coordinator.config import CoordinatorConfig
+from ddp_bp.coordinator.disk import DiskWriter
+from ddp_bp.coordinator.sockets import bind_http, bind_router
+from ddp_bp.coordinator.state import Coordinator
+from ddp_bp.coordinator.web import make_app
+from ddp_bp.errors import WireError
+from ddp_bp.wire.codec import decode_from_worker, encode
+from ddp_bp.wire.messages import StopCause
+
+TICK_SECONDS: Final = 0.1
+LINGER_SECONDS: Final = 0.5
+"""At the end, how long messages may still take to leave."""
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+def run(config: CoordinatorConfig, ready: Callable[[CoordinatorAddress], None] | None = None) -> int:
+    """Serves one job until it ends, and returns the exit code: 0 if it was trained to the end or stopped on request.
+
+    `ready` is called once workers can connect, when `coordinator.json` is there.
+
+    Raises AddressError for a port that cannot be used, InputError for a run directory in use, DdpError or OSError when
+    the disk refuses.
+    """
+    return asyncio.run(serve(config, ready))
+
+
+async def serve(config: CoordinatorConfig, ready: Callable[[CoordinatorAddress], None] | None = None) -> int:
+    """As `run`, inside a running event loop. Signals are handled where that is the loop of the main thread."""
+    context = zmq.asyncio.Context()
+    try:
+        with contextlib.closing(bind_http(config.http_host or config.host, config.http_port)) as http_socket:
+            router, address = bind_router(context, config.host, config.port, http_socket, config.run_id)
+            server = _Server(config, router, address)
+            try:
+                write_address(config.run_dir, address)
+                if ready is not None:
+                    ready(address)
+                return await server.serve(http_socket)
+            finally:
+                server.close()
+                remove_address(config.run_dir, os.getpid())
+    finally:
+        context.destroy(linger=round(LINGER_SECONDS * 1000))
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn inside a process that handles signals itself."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Server:
+    def __init__(self, config: CoordinatorConfig, router: zmq.asyncio.Socket, address: CoordinatorAddress) -> None:
+        self._config = config
+        self._router = router
+        self._loop = asyncio.get_running_loop()
+        self._disk = DiskWriter(config.run_dir, config.keep, config.keep_best, self._disk_answered)
+        self._coordinator = Coordinator(config, self._disk.newest(), time.monotonic(), time.time(), address.address)
+        self._one_at_a_time = asyncio.Lock()
+        self._exit_code: asyncio.Future[int] = self._loop.create_future()
+        self._posted: set[asyncio.Task[None]] = set()
+
+    async def serve(self, http_socket: socket.socket) -> int:
+        app = make_app(self._coordinator, time.monotonic, lambda: self._disk.alive)
+        http = _HttpServer(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        http_task = asyncio.create_task(http.serve(sockets=[http_socket]))
+        others = [asyncio.create_task(self._receive()), asyncio.create_task(self._tick())]
+        try:
+            with self._watch_parent(), self._watch_signals():
+                ends: set[asyncio.Future[Any]] = {self._exit_code, http_task, *others}
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            # A task that ended before the job did has failed; its error is this process's.
+            for task in (http_task, *others):
+                if task.done():
+                    task.result()
+            return self._exit_code.result()
+        finally:
+            for task in others:
+                task.cancel()
+            http.should_exit = True
+            await asyncio.wait({http_task, *others}, timeout=5)
+
+    def close(self) -> None:
+        self._disk.close()
+
+    # ---- events in
+
+    async def _receive(self) -> None:
+        while True:
+            frames = await self._router.recv_multipart(copy=False)
+            identity = frames[0].bytes
+            try:
+                message, payloads = decode_from_worker([frame.buffer for frame in frames[1:]])
+            except WireError as error:
+                await self._happened(e.Unreadable(identity, str(error)))
+            else:
+                await self._happened(e.Received(identity, message, payloads))
+            # While messages keep coming nothing above really waits, and HTTP and the clock would not get their turn.
+            await asyncio.sleep(0)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            await self._happened(e.Tick())
+
+    def _disk_answered(self, event: e.DiskAnswer) -> None:
+        self._loop.call_soon_threadsafe(self._post, event)
+
+    def _post(self, event: e.Event) -> None:
+        """Hands in an event from where one cannot wait."""
+        task = asyncio.create_task(self._happened(event))
+        self._posted.add(task)
+        task.add_done_callback(self._posted_done)
+
+    def _posted_done(self, task: asyncio.Task[None]) -> None:
+        self._posted.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not self._exit_code.done():
+            self._exit_code.set_exception(error)
+
+    @contextlib.contextmanager
+    def _watch_parent(self) -> Iterator[None]:
+        parent_fd = self._config.parent_fd
+        if parent_fd is None:
+            yield
+            return
+
+        def readable() -> None:
+            if not os.read(parent_fd, 4096):
+                self._loop.remove_reader(parent_fd)
+                self._post(e.ParentGone())
+
+        self._loop.add_reader(parent_fd, readable)
+        try:
+            yield
+        finally:
+            self._loop.remove_reader(parent_fd)
+
+    @contextlib.contextmanager
+    def _watch_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def asked(cause: StopCause) -> None:
+            # Ctrl-C reaches the whole foreground group; a parent turns it into a stop of the whole job by itself.
+            if cause == "SIGTERM" or self._config.parent_fd is None:
+                self._post(e.TerminationAsked(cause))
+
+        self._loop.add_signal_handler(signal.SIGTERM, asked, "SIGTERM")
+        self._loop.add_signal_handler(signal.SIGINT, asked, "SIGINT")
+        try:
+            yield
+        finally:
+            self._loop.remove_signal_handler(signal.SIGTERM)
+            self._loop.remove_signal_handler(signal.SIGINT)
+
+    # ---- instructions out
+
+    async def _happened(self, event: e.Event) -> None:
+        async with self._one_at_a_time:
+            events: deque[e.Event] = deque([event])
+            while events:
+                for instruction in self._coordinator.handle(events.popleft(), time.monotonic()):
+                    events.extend(await self._carry_out(instruction))
+
+    async def _carry_out(self, instruction: e.Instruction) -> list[e.Event]:
+        """Carries out one instruction; what it brings about at once is returned."""
+        match instruction:
+            case e.Send(identity, message):
+                try:
+                    await self._router.send_multipart([identity, *encode(message)], zmq.NOBLOCK)
+                except zmq.ZMQError:
+                    # No such connection any more, or nobody has read from it for a thousand messages.
+                    return [e.Disconnected(identity)]
+            case e.Log(level, text):
+                _LOG.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
+            case e.Exit(code):
+                if not self._exit_code.done():
+                    self._exit_code.set_result(code)
+            case _:
+                self._disk.submit(instruction)
+        return []

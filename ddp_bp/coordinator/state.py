@@ -1,0 +1,296 @@
+"""The coordinator's decisions: `handle(event, now)` gives instructions, and nothing else happens.
+
+No socket, clock, thread or disk: the same events at the same times give the same instructions. An event that means
+nothing in the present state, or a message from somebody it does not belong to, changes nothing and is counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from ddp_bp.coordinator import events as e
+from ddp_bp.coordinator.checkpoints import CheckpointDesk, CheckpointRecord
+from ddp_bp.coordinator.config import CoordinatorConfig
+from ddp_bp.coordinator.lifecycle import ENDED, Signal, State, advance
+from ddp_bp.coordinator.progress import Progress
+from ddp_bp.coordinator.records import evaluation_record, report_record
+from ddp_bp.coordinator.roster import Member, Roster
+from ddp_bp.coordinator.status import status_of
+from ddp_bp.wire import messages as m
+from ddp_bp.wire.codec import Buffer
+
+HEARTBEAT_SECONDS: Final = 1.0
+LEDGER_RETRY_SECONDS: Final = 1.0
+DRAIN_SECONDS: Final = 0.5
+"""Once told to end at once, how long messages that are still on their way are waited for."""
+
+_FROM_RANK_0: Final = (m.LedgerRecords, m.Evaluation, m.Finished)
+
+
+class Coordinator:
+    """The state of one job. Public attributes are for reading: status and metrics are views of them."""
+
+    def __init__(
+        self, config: CoordinatorConfig, record: CheckpointRecord, now: float, unix_seconds: float, address: str
+    ) -> None:
+        """`now` is a monotonic clock's reading and `unix_seconds` the time of day at that moment."""
+        self.config = config
+        self.address = address
+        self.started_at = now
+        self.state = State.WAITING
+        self.roster = Roster(config.run_id, config.world_size)
+        self.progress = Progress()
+        self.checkpoints = CheckpointDesk(config, self.roster, record)
+        self.failure: m.Failure | None = None
+        self.stop_cause: m.StopCause | None = None
+        self.num_messages: Counter[str] = Counter()
+        self.num_rejected = 0
+        self.num_disk_failures: Counter[e.DiskJob] = Counter()
+        self._unix_at_zero = unix_seconds - now
+        self._heartbeat_at = now
+        self._ended_at: float | None = None
+        self._closing_at: float | None = None
+        self._exited = False
+        self._num_terminations = 0
+        self._num_disk_jobs = 0
+        self._ledger_retry_at: float | None = None
+        self._ledger_last_try = False
+        self._summary_failed = False
+
+    def unix_seconds(self, now: float) -> float:
+        """The time of day at a reading of the monotonic clock."""
+        return self._unix_at_zero + now
+
+    def handle(self, event: e.Event, now: float) -> list[e.Instruction]:
+        """What is to be done about an event, in order. After `Exit`, nothing."""
+        if self._exited:
+            return []
+        if isinstance(event, e.DiskAnswer):
+            self._num_disk_jobs = max(0, self._num_disk_jobs - 1)
+        instructions = self._react(event, now)
+        if instructions is None:
+            self.num_rejected += 1
+            instructions = []
+        self._num_disk_jobs += sum(isinstance(instruction, e.DiskInstruction) for instruction in instructions)
+        if self._num_disk_jobs == 0 and self._may_leave(now):
+            instructions += self._leave()
+        return instructions
+
+    def _react(self, event: e.Event, now: float) -> list[e.Instruction] | None:
+        match event:
+            case e.Received(identity, message, payloads):
+                self.num_messages[m.type_name(message)] += 1
+                return self._receive(identity, message, payloads, now)
+            case e.Unreadable(identity, reason):
+                self.num_rejected += 1
+                return [] if self.roster.find(identity) else [e.Send(identity, m.Refused(reason))]
+            case e.Disconnected(identity):
+                return self._disconnected(self.roster.lose(identity))
+            case e.Tick():
+                return self._tick(now)
+            case e.TerminationAsked(cause):
+                self._num_terminations += 1
+                if self._num_terminations > 1 or self.state in ENDED:
+                    self._close(now)
+                return self._stop(cause)
+            case e.ParentGone():
+                self._close(now)
+                return []
+            case e.CheckpointWritten():
+                return self.checkpoints.written(event, now, self.unix_seconds(now))
+            case e.LedgerWritten(last_step):
+                self._ledger_retry_at = None
+                return [] if last_step is None else self._tell_rank_0(m.Acknowledged("ledger", step=last_step))
+            case e.SummaryWritten():
+                self._summary_failed = False
+                return self._tell_rank_0(m.Acknowledged("finished"))
+            case e.MetricsWritten():
+                return []
+            case e.DiskFailed():
+                return self._disk_failed(event, now)
+
+    # ---- messages; None: it does not belong here
+
+    def _receive(
+        self, identity: bytes, message: m.FromWorker, payloads: Sequence[Buffer], now: float
+    ) -> list[e.Instruction] | None:
+        match message:
+            case m.Hello():
+                return self._hello(identity, message, now)
+            case m.StatusRequest():
+                return [e.Send(identity, m.StatusReply(status_of(self, now)))]
+            case m.StopRequest(cause):
+                return [*self._stop(cause), e.Send(identity, m.Acknowledged("stop"))]
+            case m.CheckpointRequest(request_id):
+                if self.state is State.TRAINING:
+                    return self.checkpoints.request(request_id, "request", identity, now)
+                why = f"the job is {self.state.value}; a checkpoint can be asked for only while it is training"
+                return [e.Send(identity, m.CheckpointDone(request_id, ok=False, message=why))]
+        member = self.roster.find(identity)
+        rank = 0 if isinstance(message, m.Evaluation) else message.rank
+        if member is None or member.hello.rank != rank or (rank != 0 and isinstance(message, _FROM_RANK_0)):
+            return None
+        member.heard(now)
+        return self._receive_from(member, message, payloads, now)
+
+    def _receive_from(
+        self, member: Member, message: m.FromWorker, payloads: Sequence[Buffer], now: float
+    ) -> list[e.Instruction] | None:
+        match message:
+            case m.Report():
+                return self._report(member, message, now)
+            case m.LedgerRecords():
+                return [e.AppendLedger(message.lines)]
+            case m.Evaluation():
+                self.progress.evaluated(message)
+                return [e.AppendMetrics(evaluation_record(message, self.unix_seconds(now)))]
+            case m.CheckpointBegin():
+                return self.checkpoints.begin(message, now)
+            case m.CheckpointChunk():
+                return self.checkpoints.chunk(message, payloads[0], now)
+            case m.CheckpointEnd():
+                return self.checkpoints.end(message, now)
+            case m.Failure():
+                return self._fail(message, now)
+            case m.Finished():
+                return self._finish(message, now)
+            case m.Goodbye():
+                member.said_goodbye()
+                return []
+            case _:
+                return None
+
+    def _hello(self, identity: bytes, hello: m.Hello, now: float) -> list[e.Instruction]:
+        refusal = self.roster.refusal(hello, identity, now)
+        if refusal is None and hello.role == "worker" and self.state in ENDED:
+            refusal = f"the job has {self.state.value}; start it again to train on"
+        if refusal is not None:
+            self.num_rejected += 1
+            return [
+                e.Send(identity, m.Refused(refusal)),
+                e.Log("warning", f"refused a {hello.role}, process {hello.pid} on {hello.hostname}: {refusal}"),
+            ]
+        welcome = m.Welcome(m.PROTOCOL_VERSION, self.config.run_id, self.config.checkpoint_every_steps)
+        instructions: list[e.Instruction] = [e.Send(identity, welcome)]
+        if hello.role == "tool":
+            return instructions
+        self.roster.join(hello, identity, now)
+        if self.roster.all_joined and self.state is State.WAITING:
+            self.state = advance(self.state, Signal.ALL_JOINED)
+            self.checkpoints.training_begins(now)
+            instructions.append(e.Log("info", f"all {self.config.world_size} ranks are here"))
+        if self.state is State.STOPPING:
+            instructions.append(e.Send(identity, m.Stop(self.stop_cause or "user")))
+        return instructions
+
+    def _report(self, member: Member, report: m.Report, now: float) -> list[e.Instruction]:
+        member.step, member.phase, member.report_at = report.step, report.phase, now
+        if report.num_steps:
+            member.step_at = now
+        self.progress.report(report)
+        if report.rank != 0 or not report.num_steps:
+            return []
+        return [e.AppendMetrics(report_record(report, self.progress.samples_per_second))]
+
+    # ---- the end
+
+    def _stop(self, cause: m.StopCause) -> list[e.Instruction]:
+        self.state = advance(self.state, Signal.STOP_ASKED)
+        if self.state is not State.STOPPING:
+            return []
+        self.stop_cause = self.stop_cause or cause
+        return [e.Send(identity, m.Stop(self.stop_cause)) for identity in self.roster.connected()]
+
+    def _finish(self, finished: m.Finished, now: float) -> list[e.Instruction] | None:
+        if self.state is State.FAILED:
+            return None
+        # A run that was stopped has a summary as well; it is finished only if the stop came too late to matter.
+        total, steps = self.config.total_steps, finished.summary.get("steps")
+        if self.state is not State.STOPPING or (total is not None and isinstance(steps, int) and steps >= total):
+            self.state = advance(self.state, Signal.TRAINED)
+            self._ended_at = now
+        return [e.WriteSummary({**finished.summary, "checkpoint": self.checkpoints.record.last_path})]
+
+    def _fail(self, failure: m.Failure, now: float) -> list[e.Instruction]:
+        if self.state in ENDED:
+            return []
+        self.failure = failure
+        self.state = advance(self.state, Signal.BROKE)
+        self._ended_at = now
+        # No louder than that: the rank itself shows its error, and it is to be shown once.
+        return [e.Log("info", f"rank {failure.rank} failed at step {failure.step}: {failure.error}")]
+
+    def _disconnected(self, lost: Member | None) -> list[e.Instruction]:
+        if lost is None:
+            return []
+        # When the job ends early, ranks go without a word and that is no news.
+        level: Literal["info", "warning"] = "warning" if self.state in (State.WAITING, State.TRAINING) else "info"
+        return [e.Log(level, f"rank {lost.hello.rank} is disconnected")]
+
+    def _close(self, now: float) -> None:
+        if self._closing_at is None:
+            self._closing_at = now
+
+    def _may_leave(self, now: float) -> bool:
+        if self._closing_at is not None and now - self._closing_at >= DRAIN_SECONDS:
+            return True
+        if self.roster.all_left:
+            return True
+        if self.state in (State.WAITING, State.TRAINING):
+            return False
+        if not self.roster.connected():
+            return True
+        waits_for_checkpoint = self.state is State.FINISHED and self.checkpoints.receiving
+        overdue = self._ended_at is not None and now - self._ended_at >= self.config.exit_grace_seconds
+        return overdue and not waits_for_checkpoint
+
+    def _leave(self) -> list[e.Instruction]:
+        if self._ledger_retry_at is not None and not self._ledger_last_try:
+            self._ledger_last_try = True
+            self._num_disk_jobs += 1
+            return [e.AppendLedger(())]
+        self._exited = True
+        lost = self._ledger_retry_at is not None or self._summary_failed
+        stopped = self.state is State.STOPPING and all(member.left for _, member in self.roster)
+        code = 0 if not lost and (self.state is State.FINISHED or stopped) else 1
+        return [*self.checkpoints.abandon("the coordinator ends"), e.Exit(code)]
+
+    # ---- time and disk
+
+    def _tick(self, now: float) -> list[e.Instruction]:
+        instructions = self.checkpoints.tick(now, training=self.state is State.TRAINING)
+        if now - self._heartbeat_at >= HEARTBEAT_SECONDS:
+            self._heartbeat_at = now
+            instructions += [e.Send(identity, m.Heartbeat()) for identity in self.roster.connected()]
+        if self._ledger_retry_at is not None and now >= self._ledger_retry_at:
+            self._ledger_retry_at = now + LEDGER_RETRY_SECONDS
+            instructions.append(e.AppendLedger(()))
+        heard_at, timeout = self.roster.heard_at, self.config.worker_timeout_seconds
+        if self.config.parent_fd is None and heard_at is not None and now - heard_at >= timeout:
+            self._close(now)
+            error = f"nothing was heard of any rank for {timeout:g} s; were they killed?"
+            instructions += [*self._fail(m.Failure(0, self.progress.step, error, ""), now), e.Log("error", error)]
+        return instructions
+
+    def _disk_failed(self, event: e.DiskFailed, now: float) -> list[e.Instruction]:
+        self.num_disk_failures[event.job] += 1
+        if event.job == "checkpoint":
+            return self.checkpoints.failed(event.request_id or "", event.error)
+        instructions: list[e.Instruction] = []
+        if event.job == "summary":
+            self._summary_failed = True
+            instructions += self._tell_rank_0(m.Acknowledged("finished", ok=False, message=event.error))
+        if event.job == "ledger":
+            first_of_many = self._ledger_retry_at is None
+            self._ledger_retry_at = now + LEDGER_RETRY_SECONDS
+        else:
+            first_of_many = self.num_disk_failures[event.job] == 1
+        if first_of_many:
+            instructions.append(e.Log("error", f"{event.job} cannot be written: {event.error}"))
+        return instructions
+
+    def _tell_rank_0(self, message: m.FromCoordinator) -> list[e.Instruction]:
+        rank_0 = self.roster.member(0)
+        return [e.Send(rank_0.identity, message)] if rank_0 is not None and rank_0.connected else []

@@ -1,0 +1,113 @@
+"""The state of a job as plain data, for /api/status and for tools.
+
+A view: it changes nothing. Numbers that are not known yet, or not finite, are None.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ddp_bp._version import __version__
+from ddp_bp.coordinator.roster import Member
+from ddp_bp.wire.phases import PHASES
+
+if TYPE_CHECKING:
+    from ddp_bp.coordinator.state import Coordinator
+
+
+def status_of(coordinator: Coordinator, now: float) -> dict[str, Any]:
+    """What is known of the job at a reading of the state machine's clock; times are in seconds."""
+    progress, evaluation = coordinator.progress, coordinator.progress.evaluation
+    scalars = progress.scalars
+    return {
+        "version": __version__,
+        "state": coordinator.state.value,
+        "ready": ready_problem(coordinator) is None,
+        "stop_cause": coordinator.stop_cause,
+        "run_id": coordinator.config.run_id,
+        "run_dir": str(coordinator.config.run_dir),
+        "recipe": coordinator.config.recipe_name,
+        "address": coordinator.address,
+        "uptime_seconds": now - coordinator.started_at,
+        "world_size": coordinator.config.world_size,
+        "shards": coordinator.roster.shards,
+        "step": progress.step,
+        "total_steps": coordinator.config.total_steps,
+        "epoch": progress.epoch,
+        "steps": progress.num_steps,
+        "samples": progress.num_samples,
+        "samples_per_second": _finite(progress.samples_per_second),
+        "train_loss": _finite(scalars.get("train_loss")),
+        "train_accuracy": _finite(scalars.get("train_accuracy")),
+        "learning_rate": _finite(scalars.get("learning_rate")),
+        "gradient_norm": _finite(scalars.get("gradient_norm")),
+        "eval_loss": _finite(evaluation.loss) if evaluation else None,
+        "eval_accuracy": _finite(evaluation.accuracy) if evaluation else None,
+        "eval_step": evaluation.step if evaluation else None,
+        "ranks": [_rank_of(coordinator, rank, member, now) for rank, member in coordinator.roster],
+        "checkpoints": _checkpoints_of(coordinator),
+        "failure": _failure_of(coordinator),
+    }
+
+
+def history_of(coordinator: Coordinator) -> dict[str, list[tuple[int, float | None]]]:
+    """Curves of this session as (step, value) points, thinned out where there are many."""
+    progress = coordinator.progress
+    return {
+        "train_loss": [(step, _finite(value)) for step, value in progress.train_loss.points],
+        "eval_loss": [(step, _finite(value)) for step, value in progress.eval_loss.points],
+    }
+
+
+def ready_problem(coordinator: Coordinator) -> str | None:
+    """Why the job is not training with all its ranks; None when it is."""
+    if coordinator.state.value != "training":
+        joined = f", {coordinator.roster.num_joined} of {coordinator.config.world_size} ranks have joined"
+        return f"the job is {coordinator.state.value}{joined if coordinator.state.value == 'waiting' else ''}"
+    missing = [str(rank) for rank, member in coordinator.roster if not member.connected]
+    return f"rank {', '.join(missing)} is not connected" if missing else None
+
+
+def _rank_of(coordinator: Coordinator, rank: int, member: Member, now: float) -> dict[str, Any]:
+    durations = coordinator.progress.durations.get(rank, {})
+    means = {f"{phase}_seconds_mean": durations[phase].mean_seconds for phase in PHASES if phase in durations}
+    return {
+        "rank": rank,
+        "hostname": member.hello.hostname,
+        "pid": member.hello.pid,
+        "connected": member.connected,
+        "step": member.step,
+        "phase": member.phase,
+        "last_report_age_seconds": None if member.report_at is None else now - member.report_at,
+        "last_step_age_seconds": None if member.step_at is None else now - member.step_at,
+        "backward_seconds_mean": None,
+        "rank_wait_seconds_mean": None,
+        **means,
+    }
+
+
+def _checkpoints_of(coordinator: Coordinator) -> dict[str, Any]:
+    record = coordinator.checkpoints.record
+    return {
+        "in_progress": coordinator.checkpoints.in_progress,
+        "count": record.results["ok"],
+        "failures": record.results["failed"],
+        "dropped": record.results["dropped"],
+        "last_step": record.last_step,
+        "last_path": record.last_path,
+        "last_success_unix_seconds": record.last_success_unix_seconds,
+        "last_bytes": record.last_bytes,
+        "last_seconds": record.last_seconds,
+    }
+
+
+def _failure_of(coordinator: Coordinator) -> dict[str, Any] | None:
+    failure = coordinator.failure
+    if failure is None:
+        return None
+    return {"rank": failure.rank, "step": failure.step, "error": failure.error, "traceback": failure.traceback}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,66 @@
+"""HTTP for people and for Prometheus: read-only views of the state.
+
+Knows how to show; it changes nothing, and owns no socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from ddp_bp.coordinator.metrics import JobCollector
+from ddp_bp.coordinator.state import Coordinator
+from ddp_bp.coordinator.status import history_of, ready_problem, status_of
+
+
+def make_app(coordinator: Coordinator, clock: Callable[[], float], disk_alive: Callable[[], bool]) -> Starlette:
+    """The web application of one coordinator. It must run in the thread that handles the coordinator's events."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(JobCollector(coordinator, clock))
+    page = files("ddp_bp.coordinator").joinpath("page.html").read_text(encoding="utf-8")
+
+    async def metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers={"content-type": content_type})
+
+    async def healthz(_: Request) -> Response:
+        if disk_alive():
+            return PlainTextResponse("ok\n")
+        return PlainTextResponse("the disk writer has died; restart the job\n", status_code=503)
+
+    async def readyz(_: Request) -> Response:
+        problem = ready_problem(coordinator)
+        return PlainTextResponse("ok\n" if problem is None else f"{problem}\n", 200 if problem is None else 503)
+
+    async def status(_: Request) -> Response:
+        return _json(status_of(coordinator, clock()))
+
+    async def history(_: Request) -> Response:
+        return _json(history_of(coordinator))
+
+    async def index(_: Request) -> Response:
+        return HTMLResponse(page)
+
+    return Starlette(
+        routes=[
+            Route("/", index),
+            Route("/metrics", metrics),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/api/status", status),
+            Route("/api/history", history),
+        ]
+    )
+
+
+def _json(content: Any) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json", headers={"cache-control": "no-store"})
