@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from conformance import CHECKS, check_all
 
 from ddp_bp.errors import DeadlineError

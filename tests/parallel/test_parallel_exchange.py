@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -70,7 +72,7 @@ def test_slices_are_contiguous_aligned_and_even(size: int, world_size: int) -> N
     assert len(slices) == world_size
     assert slices[0][0] == 0
     assert slices[-1][1] == size
-    assert all(left[1] == right[0] for left, right in zip(slices, slices[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(slices))
     assert all(lo % SLICE_ALIGNMENT_ELEMENTS == 0 or lo == size for lo, _ in slices)
     lengths = [hi - lo for lo, hi in slices]
     assert max(lengths) - min(lengths) <= 2 * SLICE_ALIGNMENT_ELEMENTS
