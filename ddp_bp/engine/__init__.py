@@ -1,0 +1,38 @@
+"""Tensors, the recorded graph and its reverse pass. Knows NumPy and nothing else of the package but its errors.
+
+ops/           arithmetic on arrays: each operation beside its vector-Jacobian product; one table, OPERATIONS
+graph.py       nodes, leaves and the reverse pass, which knows no operation by name
+value.py       an array with its place in the graph
+record.py      running an operation on values and recording it
+tensor.py      what users hold: a value with PyTorch's operators and methods
+arguments.py   what users may write as arguments, turned into what operations take
+inplace.py     changing a value in place without leaving a wrong gradient behind
+functional.py  the operations as functions of tensors
+random.py      counter-based random streams
+flat.py        all parameters, and all gradients, as one vector each
+gradcheck.py   recorded gradients against central differences
+"""
+
+from __future__ import annotations
+
+from ddp_bp.engine.flat import FlatParameters, Slot
+from ddp_bp.engine.gradcheck import gradcheck
+from ddp_bp.engine.graph import is_grad_enabled, no_grad
+from ddp_bp.engine.ops import OPERATIONS
+from ddp_bp.engine.random import generator, manual_seed, random_stream
+from ddp_bp.engine.tensor import Parameter, Tensor, tensor
+
+__all__ = [
+    "OPERATIONS",
+    "FlatParameters",
+    "Parameter",
+    "Slot",
+    "Tensor",
+    "generator",
+    "gradcheck",
+    "is_grad_enabled",
+    "manual_seed",
+    "no_grad",
+    "random_stream",
+    "tensor",
+]

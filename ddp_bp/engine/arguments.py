@@ -1,0 +1,58 @@
+"""What users may write as arguments, turned into what operations take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ddp_bp.engine.ops.operation import Array
+from ddp_bp.engine.value import Value
+from ddp_bp.errors import DtypeError
+
+
+def operand(value: object, beside: Array) -> Array:
+    """The array of an operand that is no tensor. Python numbers take the dtype beside them, unless it would cut them.
+
+    Raises DtypeError for what is neither a number nor an array, and for an integer out of the dtype's range.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value)
+    if not isinstance(value, bool | int | float):
+        raise DtypeError(
+            f"an operand of a tensor is a tensor, a number or a NumPy array, and not {type(value).__name__}; "
+            "use tensor() to convert"
+        )
+    dtype = beside.dtype
+    if dtype.kind != "f" and isinstance(value, float):
+        dtype = np.dtype(np.float32)
+    elif dtype.kind == "b" and not isinstance(value, bool):
+        dtype = np.dtype(np.int64)
+    try:
+        return np.array(value, dtype)
+    except OverflowError:
+        raise DtypeError(f"{value} does not fit the {dtype} of the tensor beside it") from None
+
+
+def sizes(given: tuple[int | tuple[int, ...], ...]) -> tuple[int, ...]:
+    """Sizes or axes given one by one or as one sequence, as in PyTorch."""
+    if len(given) == 1 and isinstance(given[0], tuple | list):
+        return tuple(given[0])
+    return tuple(given)  # type: ignore[arg-type]
+
+
+def index(given: object) -> tuple[Any, ...]:
+    """An index as a tuple of what NumPy takes. Index arrays are copied, since backward reads them."""
+    entries: list[Any] = []
+    for entry in given if isinstance(given, tuple) else (given,):
+        if isinstance(entry, Value):
+            entries.append(entry._array.copy())
+        elif isinstance(entry, np.ndarray | list):
+            array = np.array(entry)
+            entries.append(array if array.size else array.astype(np.intp))
+        else:
+            entries.append(entry)
+    # With an ellipsis NumPy gives a view of a single element, too, instead of a copied scalar.
+    if not any(entry is Ellipsis for entry in entries):
+        entries.append(Ellipsis)
+    return tuple(entries)

@@ -1,0 +1,175 @@
+"""All parameters as one vector, and all their gradients as another.
+
+Exchange, optimizers and checkpoints work on these vectors; modules see views into them. This module knows neither
+modules nor optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddp_bp.engine.graph import Leaf, Version
+from ddp_bp.engine.ops.operation import Array
+from ddp_bp.engine.tensor import Parameter
+from ddp_bp.errors import DtypeError, InputError, ShapeError
+
+# Buffers whose views are kept. Training rotates through a few of them; more than this means that each is new.
+_MAX_CACHED_BUFFERS = 16
+
+
+class Slot(NamedTuple):
+    """Where a parameter is in the vector: elements [offset, offset + size) in C order."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+class FlatParameters:
+    """Gives the parameters one contiguous home (P,) in the order in which they come, and their gradients another.
+
+    `named_parameters` yields (name, parameter); bare parameters are named by their position. A parameter that comes
+    twice (tied weights) has one slot, under its first name. Without `storage` (P,), parameters that already share a
+    home in this order keep it, and others move to a new one; values are kept either way.
+
+    Raises InputError if there are no parameters, DtypeError if their dtypes differ from each other or from `storage`.
+    """
+
+    def __init__(
+        self, named_parameters: Iterable[tuple[str, Parameter] | Parameter], storage: Array | None = None
+    ) -> None:
+        named = _distinct(named_parameters)
+        self.parameters: tuple[Parameter, ...] = tuple(parameter for _, parameter in named)
+        self.slots = _lay_out(named)
+        self.dtype: np.dtype[Any] = self.parameters[0].dtype
+        self.size = self.slots[-1].offset + self.slots[-1].size
+        home = self.parameters[0]._flat
+        if (
+            storage is None
+            and isinstance(home, FlatParameters)
+            and len(home.parameters) == len(self.parameters)
+            and all(ours is theirs for ours, theirs in zip(self.parameters, home.parameters, strict=True))
+            and all(parameter._flat is home for parameter in self.parameters)
+        ):
+            self.data: Array = home.data
+            self.gradient: Array = home.gradient
+            self._version: Version = home._version
+        else:
+            self.data = np.empty(self.size, self.dtype) if storage is None else storage
+            self.gradient = np.zeros(self.size, self.dtype)
+            self._version = [0, 0]
+            self._check_vector(self.data, "storage")
+            self._move()
+        for parameter in self.parameters:
+            parameter._flat = self
+        self._views: dict[int, tuple[Array, tuple[Array, ...]]] = {}
+        self._gradient_views = self._split(self.gradient)
+        self._adopt_gradients()
+
+    def bind_gradient(self, buffer: Array) -> None:
+        """Sends the gradients of the next backward calls into `buffer` (P,), and marks every parameter as having none.
+
+        `buffer` need not be cleared: what is first in each parameter's part is overwritten. Cheap to call again and
+        again with a few buffers in rotation.
+        """
+        cached = self._views.get(id(buffer))
+        # The cache keeps its buffers alive, so an id in it cannot have passed to another array.
+        if cached is None:
+            self._check_vector(buffer, "gradient buffer")
+            if len(self._views) >= _MAX_CACHED_BUFFERS:
+                self._views.clear()
+            cached = (buffer, self._split(buffer))
+            self._views[id(buffer)] = cached
+        self.gradient, self._gradient_views = cached
+        for parameter, view in zip(self.parameters, self._gradient_views, strict=True):
+            leaf = parameter._node
+            if type(leaf) is Leaf:
+                leaf.grad = None
+                leaf.home = view
+
+    def finish_gradient(self) -> Array:
+        """The bound gradient (P,), complete: zero where a parameter received none, and copied in where it was set."""
+        for parameter, view in zip(self.parameters, self._gradient_views, strict=True):
+            gradient = parameter.grad
+            if gradient is None:
+                view.fill(0)
+            elif gradient is not view:
+                np.copyto(view, gradient)
+        return self.gradient
+
+    def arrays(self) -> dict[str, Array]:
+        """The current values by name, as views into `data`."""
+        return {slot.name: view for slot, view in zip(self.slots, self._split(self.data), strict=True)}
+
+    def mark_changed(self) -> None:
+        """Tells the graph that `data` was written to: values recorded before can no longer be used by backward."""
+        self._version[0] += 1
+
+    def zero_grad(self) -> None:
+        """Marks every parameter as having no gradient; clears no memory."""
+        for parameter in self.parameters:
+            leaf = parameter._node
+            if type(leaf) is Leaf:
+                leaf.grad = None
+
+    def _split(self, vector: Array) -> tuple[Array, ...]:
+        return tuple(vector[slot.offset : slot.offset + slot.size].reshape(slot.shape) for slot in self.slots)
+
+    def _move(self) -> None:
+        for parameter, view in zip(self.parameters, self._split(self.data), strict=True):
+            np.copyto(view, parameter._array)
+            parameter._array = view
+            parameter._version = self._version
+
+    def _adopt_gradients(self) -> None:
+        """Moves gradients that exist already into the bound vector."""
+        for parameter, view in zip(self.parameters, self._gradient_views, strict=True):
+            leaf = parameter._node
+            if type(leaf) is Leaf:
+                leaf.home = view
+                if leaf.grad is not None:
+                    np.copyto(view, leaf.grad)
+                    leaf.grad = view
+
+    def _check_vector(self, vector: Array, what: str) -> None:
+        if vector.dtype != self.dtype:
+            raise DtypeError(f"the {what} has {vector.dtype} elements, and the parameters have {self.dtype}")
+        if vector.shape != (self.size,) or not vector.flags.c_contiguous or not vector.flags.writeable:
+            raise ShapeError(
+                f"the {what} has shape {vector.shape}; it takes a writable, contiguous ({self.size},) vector"
+            )
+
+
+def _distinct(named_parameters: Iterable[tuple[str, Parameter] | Parameter]) -> list[tuple[str, Parameter]]:
+    named: list[tuple[str, Parameter]] = []
+    seen: set[int] = set()
+    for position, item in enumerate(named_parameters):
+        name, parameter = item if isinstance(item, tuple) else (str(position), item)
+        if not isinstance(parameter, Parameter):
+            raise InputError(f"parameter {name!r} is a {type(parameter).__name__} and not a Parameter")
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            named.append((name, parameter))
+    if not named:
+        raise InputError("there are no parameters: the iterable is empty, or was used up before")
+    return named
+
+
+def _lay_out(named: list[tuple[str, Parameter]]) -> tuple[Slot, ...]:
+    first_name, first = named[0]
+    slots: list[Slot] = []
+    offset = 0
+    for name, parameter in named:
+        if parameter.dtype != first.dtype:
+            raise DtypeError(
+                f"parameter {name!r} is {parameter.dtype} and {first_name!r} is {first.dtype}; "
+                "all parameters of a model take one dtype"
+            )
+        size = parameter.numel()
+        slots.append(Slot(name, parameter.shape, offset, size))
+        offset += size
+    return tuple(slots)

@@ -1,0 +1,72 @@
+"""The operations as functions of tensors, for those that are no method of Tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ddp_bp.engine import random
+from ddp_bp.engine.ops import arithmetic, losses, noise, product, shaping
+from ddp_bp.engine.ops.operation import Array
+from ddp_bp.engine.tensor import Tensor, apply
+from ddp_bp.errors import InputError, ShapeError
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def as_tensor(value: Tensor | Array) -> Tensor:
+    """`value`, or a tensor on the memory of a NumPy array."""
+    return value if isinstance(value, Tensor) else Tensor(value)
+
+
+def maximum(input: Tensor, other: Tensor) -> Tensor:
+    return apply(arithmetic.MAXIMUM, (input, other))
+
+
+def minimum(input: Tensor, other: Tensor) -> Tensor:
+    return apply(arithmetic.MINIMUM, (input, other))
+
+
+def where(condition: Tensor, input: Tensor, other: Tensor) -> Tensor:
+    """`input` where the boolean `condition` holds, `other` elsewhere; the three broadcast together."""
+    return apply(arithmetic.WHERE, (condition, input, other))
+
+
+def concatenate(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Joins tensors that are alike in all axes but `dim`."""
+    if not tensors:
+        raise ShapeError("concatenate got no tensors; it takes one or more")
+    return apply(shaping.CONCATENATE, tuple(tensors), (dim,))
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`input` (..., in) times the transpose of `weight` (out, in), plus `bias` (out,): (..., out)."""
+    return apply(product.LINEAR, (input, weight) if bias is None else (input, weight, bias))
+
+
+def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+    """Sets elements to 0 with probability `p` and multiplies the others by 1 / (1 - p), in training only."""
+    if not 0.0 <= p <= 1.0:
+        raise InputError(f"dropout takes a probability p in [0, 1] and got {p}")
+    if not training or p == 0.0:
+        return input
+    uniform = random.generator().random(input.shape, np.float32)
+    return apply(noise.DROPOUT, (input, Tensor(np.asarray(uniform))), (p,))
+
+
+def cross_entropy(input: Tensor, target: Tensor | Array, *, reduction: str = "mean") -> Tensor:
+    """The negative log-likelihood of class numbers `target` (N,) under softmax of logits `input` (N, C)."""
+    check_reduction("cross_entropy", reduction)
+    return apply(losses.CROSS_ENTROPY, (input, as_tensor(target)), (reduction,))
+
+
+def mse_loss(input: Tensor, target: Tensor | Array, *, reduction: str = "mean") -> Tensor:
+    """The squared differences of two tensors of one shape."""
+    check_reduction("mse_loss", reduction)
+    return apply(losses.MSE_LOSS, (input, as_tensor(target)), (reduction,))
+
+
+def check_reduction(name: str, reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise InputError(f"{name} takes a reduction among {', '.join(REDUCTIONS)} and got {reduction!r}")

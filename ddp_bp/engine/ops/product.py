@@ -1,0 +1,99 @@
+"""Matrix products: matmul with batch axes, and the fused affine map of a linear layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, describe, unbroadcast
+from ddp_bp.errors import DtypeError, ShapeError
+
+
+def _matmul(a: Array, b: Array) -> tuple[Array, Any]:
+    if a.dtype != b.dtype:
+        raise TypeError("the dtypes differ")
+    return np.matmul(a, b), (a, b)
+
+
+def _matmul_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
+    a, b = saved
+    # A vector takes part as a matrix of one row (left) or one column (right).
+    matrix_a = a[None, :] if a.ndim == 1 else a
+    matrix_b = b[:, None] if b.ndim == 1 else b
+    if b.ndim == 1:
+        gradient = gradient[..., None]
+    if a.ndim == 1:
+        gradient = gradient[..., None, :]
+    grad_a = grad_b = None
+    if needs[0]:
+        grad_a = unbroadcast(np.matmul(gradient, matrix_b.swapaxes(-1, -2)), matrix_a.shape).reshape(a.shape)
+    if needs[1]:
+        grad_b = unbroadcast(np.matmul(matrix_a.swapaxes(-1, -2), gradient), matrix_b.shape).reshape(b.shape)
+    return grad_a, grad_b
+
+
+def _rows(a: Array) -> Array:
+    return a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
+
+
+def _linear(a: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Any]:
+    if weight.ndim != 2 or a.ndim < 1 or a.shape[-1] != weight.shape[1]:
+        wanted = f"(..., {weight.shape[1]})" if weight.ndim == 2 else "(..., in)"
+        raise ShapeError(
+            f"linear got an input of {describe(a)} with a weight of {describe(weight)}; "
+            f"it takes an input {wanted} with a weight (out, in)"
+        )
+    if a.dtype is not weight.dtype and a.dtype != weight.dtype:
+        raise DtypeError(
+            f"linear got an input of {a.dtype} with a weight of {weight.dtype}; give both the same dtype, "
+            f"for instance with input.to({str(weight.dtype)!r})"
+        )
+    rows = a if a.ndim == 2 else _rows(a)
+    output = rows.dot(weight.T)
+    if bias is not None:
+        if bias.shape != weight.shape[:1] or bias.dtype != weight.dtype:
+            raise ShapeError(
+                f"linear got a bias of {describe(bias)} with a weight of {describe(weight)}; "
+                f"it takes a bias ({weight.shape[0]},) {weight.dtype}"
+            )
+        output += bias
+    if a.ndim != 2:
+        output = output.reshape(*a.shape[:-1], weight.shape[0])
+    return output, (a, weight, bias is not None)
+
+
+def _linear_vjp(
+    gradient: Array, saved: Any, needs: Needs, out: tuple[Array | None, ...] | list[Array | None]
+) -> Gradients:
+    a, weight, has_bias = saved
+    rows, grad_rows = a, gradient
+    if a.ndim != 2:
+        rows, grad_rows = _rows(a), _rows(gradient)
+    grad_weight = np.dot(grad_rows.T, rows, out=out[0]) if needs[1] else None
+    grad_a = grad_rows.dot(weight) if needs[0] else None
+    if grad_a is not None and a.ndim != 2:
+        grad_a = grad_a.reshape(a.shape)
+    if not has_bias:
+        return grad_a, grad_weight
+    return grad_a, grad_weight, np.add.reduce(grad_rows, axis=0, out=out[1]) if needs[2] else None
+
+
+MATMUL = Operation(
+    "matmul",
+    _matmul,
+    _matmul_vjp,
+    "two arrays of one dtype, (..., n, k) and (..., k, m), whose leading axes broadcast; vectors count as (k,)",
+    reads=(0, 1),
+)
+LINEAR = Operation(
+    "linear",
+    _linear,
+    _linear_vjp,
+    "an input (..., in), a weight (out, in) and perhaps a bias (out,), of one dtype",
+    reads=(0, 1),
+    writes=(1, 2),
+)
+
+OPERATIONS = (MATMUL, LINEAR)

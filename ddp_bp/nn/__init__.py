@@ -1,0 +1,30 @@
+"""Modules, losses and initialisers with PyTorch's names, arguments, defaults and parameter layout."""
+
+from __future__ import annotations
+
+from ddp_bp.engine import Parameter
+from ddp_bp.nn import functional, init
+from ddp_bp.nn.activation import ReLU, Sigmoid, Tanh
+from ddp_bp.nn.containers import Sequential
+from ddp_bp.nn.layers import Dropout, Flatten, Identity, Linear
+from ddp_bp.nn.losses import CrossEntropyLoss, Loss, MSELoss
+from ddp_bp.nn.module import Buffer, Module
+
+__all__ = [
+    "Buffer",
+    "CrossEntropyLoss",
+    "Dropout",
+    "Flatten",
+    "Identity",
+    "Linear",
+    "Loss",
+    "MSELoss",
+    "Module",
+    "Parameter",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Tanh",
+    "functional",
+    "init",
+]

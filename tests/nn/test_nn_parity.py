@@ -1,0 +1,105 @@
+"""The same numbers, names and defaults as PyTorch."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ddp_bp as ddp
+from ddp_bp import nn
+from ddp_bp.nn.models import mlp
+
+pytestmark = pytest.mark.parity
+torch = pytest.importorskip("torch")
+
+MODULES = {
+    "Linear": ((5, 4), (3, 5)),
+    "ReLU": ((), (3, 5)),
+    "Tanh": ((), (3, 5)),
+    "Sigmoid": ((), (3, 5)),
+    "Flatten": ((), (3, 5, 2)),
+    "Identity": ((), (3, 5)),
+}
+LOSSES = {
+    "CrossEntropyLoss": lambda rng: (rng.standard_normal((6, 4)), rng.integers(0, 4, 6)),
+    "MSELoss": lambda rng: (rng.standard_normal((6, 4)), rng.standard_normal((6, 4))),
+}
+# Random or made of others: covered by tests of their own.
+ELSEWHERE = {"Buffer", "Dropout", "Loss", "Module", "Parameter", "Sequential"}
+
+precisions = pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 1e-5)])
+
+
+def test_every_exported_class_is_compared() -> None:
+    classes = {name for name in nn.__all__ if inspect.isclass(getattr(nn, name))}
+    assert classes == set(MODULES) | set(LOSSES) | ELSEWHERE
+
+
+def copy_to_torch(ours: nn.Module, theirs: Any) -> None:
+    theirs.load_state_dict({name: torch.tensor(value) for name, value in ours.state_dict().items()}, strict=True)
+
+
+@precisions
+@pytest.mark.parametrize("name", MODULES)
+def test_modules(name: str, dtype: Any, tolerance: float) -> None:
+    arguments, shape = MODULES[name]
+    options = {"dtype": dtype} if name == "Linear" else {}
+    ours = getattr(nn, name)(*arguments, **options)
+    theirs = getattr(torch.nn, name)(*arguments).to(torch.float64 if dtype is np.float64 else torch.float32)
+    copy_to_torch(ours, theirs)
+    data = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    x, t = ddp.tensor(data, requires_grad=True), torch.tensor(data, requires_grad=True)
+    y, u = ours(x), theirs(t)
+    np.testing.assert_allclose(y.numpy(), u.detach().numpy(), rtol=tolerance, atol=tolerance)
+    gradient = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
+    y.backward(gradient)
+    u.backward(torch.tensor(gradient))
+    np.testing.assert_allclose(x.grad, t.grad.numpy(), rtol=tolerance, atol=tolerance)
+    for (_, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        np.testing.assert_allclose(p.grad, q.grad.numpy(), rtol=tolerance, atol=tolerance)
+    assert str(ours) == str(theirs)
+
+
+@precisions
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name: str, reduction: str, dtype: Any, tolerance: float) -> None:
+    output, target = LOSSES[name](np.random.default_rng(0))
+    output = output.astype(dtype)
+    target = target if target.dtype == np.int64 else target.astype(dtype)
+    x, t = ddp.tensor(output, requires_grad=True), torch.tensor(output, requires_grad=True)
+    loss = getattr(nn, name)(reduction=reduction)(x, ddp.tensor(target))
+    expected = getattr(torch.nn, name)(reduction=reduction)(t, torch.tensor(target))
+    np.testing.assert_allclose(loss.numpy(), expected.detach().numpy(), rtol=tolerance, atol=tolerance)
+    loss.sum().backward()
+    expected.sum().backward()
+    np.testing.assert_allclose(x.grad, t.grad.numpy(), rtol=tolerance, atol=tolerance)
+
+
+def test_default_initialisation_has_the_same_range() -> None:
+    ours, theirs = nn.Linear(400, 300), torch.nn.Linear(400, 300)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert np.abs(p.numpy()).max() == pytest.approx(q.abs().max().item(), rel=0.02)
+        assert p.numpy().std() == pytest.approx(q.std().item(), rel=0.1)
+
+
+def test_state_goes_both_ways() -> None:
+    ours = mlp((4, 2), 3, hidden=[5])
+    theirs = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    ours.load_state_dict(theirs.state_dict())
+    data = np.random.default_rng(0).standard_normal((7, 4, 2)).astype(np.float32)
+    np.testing.assert_allclose(ours(ddp.tensor(data)).numpy(), theirs(torch.tensor(data)).detach().numpy(), atol=1e-5)
+    fresh = mlp((4, 2), 3, hidden=[5])
+    copy_to_torch(fresh, theirs)
+    np.testing.assert_allclose(fresh(ddp.tensor(data)).numpy(), theirs(torch.tensor(data)).detach().numpy(), atol=1e-5)
+
+
+def test_arguments_come_in_pytorchs_order() -> None:
+    for name in (*MODULES, "Dropout"):
+        ours = list(inspect.signature(getattr(nn, name)).parameters)
+        theirs = list(inspect.signature(getattr(torch.nn, name)).parameters)
+        positional = [argument for argument in ours if argument != "dtype"]
+        assert theirs[: len(positional)] == positional or name in ("ReLU", "Identity"), name
