@@ -1,0 +1,10 @@
+"""Recipes: what to train, as one TOML file that is validated as a whole before anything starts.
+
+`schema` holds the keys with their types and limits, `load` reads a file, applies overrides and reports every problem
+at once. The `.toml` files beside them run as they are. This room knows nothing of tensors, ranks or sockets.
+"""
+
+from ddp_bp.recipes.load import load_recipe, packaged_recipes
+from ddp_bp.recipes.schema import Recipe
+
+__all__ = ["Recipe", "load_recipe", "packaged_recipes"]

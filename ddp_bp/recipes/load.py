@@ -1,0 +1,152 @@
+"""Reads a recipe, applies `--set key=value` overrides, and reports every problem at once with its path.
+
+It checks names, types and limits; whether the data and the model fit is found out by those who load them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ddp_bp.errors import RecipeError
+from ddp_bp.recipes.schema import Recipe, cross_check
+
+
+def packaged_recipes() -> tuple[str, ...]:
+    """Names of the recipes that come with the package, sorted."""
+    files = resources.files("ddp_bp.recipes").iterdir()
+    return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
+
+
+def load_recipe(name_or_path: str, overrides: tuple[str, ...] = ()) -> tuple[Recipe, Path]:
+    """Read and validate a recipe.
+
+    Args:
+        name_or_path: a packaged name (`digits`), or the path of a TOML file: what has a slash or ends in `.toml`.
+        overrides: `section.key=value`, the value written as in TOML; what is not TOML counts as a plain string.
+
+    Returns:
+        The recipe and the folder that relative paths in it start from.
+
+    Raises:
+        RecipeError: with every problem found: unknown names (and the nearest valid one), wrong types, values out of
+            their limits, keys that do not go together, overrides that cannot be read.
+    """
+    text, base = _read(name_or_path)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"recipe {name_or_path}", [f"not valid TOML: {error}"]) from None
+    problems = [problem for text in overrides if (problem := _override(table, text))]
+    recipe, found = validate(table)
+    problems += found
+    if problems or recipe is None:
+        raise RecipeError(f"recipe {name_or_path}", problems)
+    return recipe, base
+
+
+def validate(table: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """The recipe in `table`, or None, and the list of all problems."""
+    problems: list[str] = []
+    recipe: Recipe | None = _convert(Recipe, table, "", problems)
+    if recipe is not None and not problems:
+        problems += cross_check(recipe)
+    return (None if problems else recipe), problems
+
+
+def decode(data: bytes, source: str) -> Recipe:
+    """The recipe that `encode` wrote to a run directory. Raises RecipeError naming `source`."""
+    try:
+        return msgspec.json.decode(data, type=Recipe)
+    except msgspec.MsgspecError as error:
+        raise RecipeError(source, [f"not a resolved recipe of this version: {error}"]) from None
+
+
+def encode(recipe: Recipe) -> bytes:
+    """The resolved recipe as indented JSON, every key written out."""
+    return msgspec.json.format(msgspec.json.encode(recipe), indent=2) + b"\n"
+
+
+def _read(name_or_path: str) -> tuple[str, Path]:
+    if "/" in name_or_path or os.sep in name_or_path or name_or_path.endswith(".toml"):
+        path = Path(name_or_path)
+        try:
+            return path.read_text(encoding="utf-8"), path.parent
+        except FileNotFoundError:
+            raise RecipeError(f"recipe {name_or_path}", ["no such file"]) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {name_or_path}", [f"cannot be read: {error}"]) from None
+    names = packaged_recipes()
+    if name_or_path not in names:
+        raise RecipeError(
+            f"recipe {name_or_path}",
+            [
+                f"unknown recipe{_nearest(name_or_path, names)}; packaged: {', '.join(names)}; "
+                "or give the path of a .toml file"
+            ],
+        )
+    return resources.files("ddp_bp.recipes").joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8"), Path()
+
+
+def _override(table: dict[str, Any], text: str) -> str | None:
+    """Set one key of `table`; returns the problem, if any."""
+    key, equals, value_text = text.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        return f"--set {text}: expected key=value, for example --set optimizer.lr=0.01"
+    try:
+        value = tomllib.loads(f"value = {value_text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = value_text.strip()
+    for part in path[:-1]:
+        inner = table.setdefault(part, {})
+        if not isinstance(inner, dict):
+            return f"--set {text}: {part} is a value, not a section"
+        table = inner
+    table[path[-1]] = value
+    return None
+
+
+def _convert(struct: type[Any], table: dict[str, Any], prefix: str, problems: list[str]) -> Any:
+    """Build `struct` from `table` field by field, so that one wrong key does not hide the next."""
+    fields = {field.name: field for field in msgspec.structs.fields(struct)}
+    kind = "key" if prefix else "section"
+    problems += [
+        f"{prefix}{key}: unknown {kind}{_nearest(key, fields) or '; known: ' + ', '.join(fields)}"
+        for key in table
+        if key not in fields
+    ]
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name not in table:
+            continue
+        path = prefix + name
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            if isinstance(table[name], dict):
+                values[name] = _convert(field.type, table[name], f"{path}.", problems)
+            else:
+                problems.append(f"{path}: expected a section, got {table[name]!r}")
+            continue
+        try:
+            values[name] = msgspec.convert(table[name], type=field.type)
+        except msgspec.ValidationError as error:
+            problems.append(f"{path}: {_plain(str(error))}, got {table[name]!r}")
+    return None if problems else struct(**values)
+
+
+def _plain(message: str) -> str:
+    """msgspec's message as part of a sentence: without its path and with a small first letter."""
+    text = message.split(" - at ")[0]
+    return text[:1].lower() + text[1:].split(", got")[0]
+
+
+def _nearest(name: str, known: Any) -> str:
+    """` (did you mean ...?)`, or nothing if no known name is near."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

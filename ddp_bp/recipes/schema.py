@@ -1,0 +1,174 @@
+"""The keys of a recipe: their types, limits, defaults and meaning.
+
+Limits stand in the annotations, so that one walker (`load`) can check every key and name it. Rules that span keys are
+in `cross_check`. This module must not read files, and must not import the rooms that act on a recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+PositiveInt = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+NonNegativeFloat = Annotated[float, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, lt=1)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class ModelSection(msgspec.Struct, frozen=True, kw_only=True):
+    """`[model]`: a packaged model by `name`, or one's own by `factory = "package.module:function"`.
+
+    Either is called as `build(input_shape, num_outputs, **options)` and returns a `ddp_bp.nn.Module`.
+    """
+
+    name: str | None = None
+    factory: str | None = None
+    options: dict[str, Any] = {}
+
+
+class DataSection(msgspec.Struct, frozen=True, kw_only=True):
+    """`[data]`: a packaged data set by `name`, or a .npz, .npy or .csv file by `path`."""
+
+    name: str | None = None
+    path: str | None = None
+    target_path: str | None = None
+    inputs: str = "x"
+    target: str | None = None
+    task: Literal["auto", "classification", "regression"] = "auto"
+    num_classes: PositiveInt | None = None
+    eval_fraction: Fraction = 0.2
+    eval_path: str | None = None
+    eval_target_path: str | None = None
+    standardize: bool = False
+    split_seed: Count = 0
+
+
+class TrainSection(msgspec.Struct, frozen=True, kw_only=True):
+    """`[train]`: how long, in which batches, cut into how many shards. `batch_size` is the global batch."""
+
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    batch_size: PositiveInt = 32
+    shards: PositiveInt | None = None
+    seed: Count = 0
+    eval_every_epochs: Count = 1
+    eval_batch_size: PositiveInt = 256
+
+
+class OptimizerSection(msgspec.Struct, frozen=True, kw_only=True):
+    """`[optimizer]`: which optimizer, with PyTorch's argument names."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adam"
+    lr: PositiveFloat = 1e-3
+    momentum: Fraction | None = None
+    dampening: Fraction | None = None
+    nesterov: bool | None = None
+    betas: tuple[Fraction, Fraction] | None = None
+    eps: PositiveFloat | None = None
+    weight_decay: NonNegativeFloat | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for the optimizer's class: those that the recipe names, besides `lr`."""
+        keys = OPTIMIZER_ARGUMENTS[self.name]
+        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+
+
+class CheckpointSection(msgspec.Struct, frozen=True, kw_only=True):
+    """`[checkpoint]`: when one is due besides the one at the end (0: never), and how many stay."""
+
+    every_steps: Count = 0
+    every_seconds: NonNegativeFloat = 0.0
+    keep: PositiveInt = 3
+    keep_best: bool = True
+
+
+class CoordinatorSection(msgspec.Struct, frozen=True, kw_only=True):
+    """`[coordinator]`: where the coordinator listens. Port 0 takes any free one."""
+
+    host: str = "127.0.0.1"
+    port: Port = 0
+    http_port: Port = 0
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole recipe. `title` is for people; everything else has the meaning that its section documents."""
+
+    title: str = ""
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    coordinator: CoordinatorSection = CoordinatorSection()
+
+
+OPTIMIZER_ARGUMENTS = {
+    "sgd": ("momentum", "dampening", "nesterov", "weight_decay"),
+    "adam": ("betas", "eps", "weight_decay"),
+    "adamw": ("betas", "eps", "weight_decay"),
+}
+
+# What may differ between the first start of a run and a resume: how long, when to save, and where to listen. Anything
+# else would make it another run, whose bits could not be the same.
+CHANGEABLE = (
+    "title",
+    "train.epochs",
+    "train.max_steps",
+    "train.eval_every_epochs",
+    "checkpoint",
+    "coordinator",
+)
+
+
+def cross_check(recipe: Recipe) -> list[str]:
+    """Problems that no single key shows, one line each."""
+    problems = []
+    if (recipe.model.name is None) == (recipe.model.factory is None):
+        got = "neither" if recipe.model.name is None else "both"
+        problems.append(f"model: expected exactly one of model.name and model.factory, got {got}")
+    if (recipe.data.name is None) == (recipe.data.path is None):
+        got = "neither" if recipe.data.name is None else "both"
+        problems.append(f"data: expected exactly one of data.name and data.path, got {got}")
+    allowed = OPTIMIZER_ARGUMENTS[recipe.optimizer.name]
+    for key in ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay"):
+        if key not in allowed and getattr(recipe.optimizer, key) is not None:
+            problems.append(
+                f"optimizer.{key}: does not apply to optimizer {recipe.optimizer.name!r}, "
+                f"which takes lr, {', '.join(allowed)}"
+            )
+    if recipe.optimizer.nesterov and (not recipe.optimizer.momentum or recipe.optimizer.dampening):
+        problems.append("optimizer.nesterov: needs optimizer.momentum above 0 and optimizer.dampening 0")
+    return problems
+
+
+def differences(first: Recipe, second: Recipe) -> list[str]:
+    """The keys, other than the changeable ones, in which two recipes differ: `key: first -> second`, one line each."""
+    a, b = _flatten(msgspec.to_builtins(first)), _flatten(msgspec.to_builtins(second))
+    keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in keys if not _is_changeable(key)]
+
+
+def identity(recipe: Recipe) -> str:
+    """A short digest of what makes a run the run that it is: all keys but the changeable ones. 16 hex digits."""
+    flat = _flatten(msgspec.to_builtins(recipe))
+    fixed = sorted((key, repr(value)) for key, value in flat.items() if not _is_changeable(key))
+    return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
+
+
+def _is_changeable(key: str) -> bool:
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in CHANGEABLE)
+
+
+def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
