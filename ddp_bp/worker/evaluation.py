@@ -1,0 +1,81 @@
+"""Evaluation over the held-out samples: each counted exactly once, for any number of ranks.
+
+The samples are cut into fixed chunks, ranks take contiguous runs of chunks, and the sums are joined along the reduction
+tree over chunks; so the result has the same bits on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from ddp_bp.data import Dataset
+from ddp_bp.data.batches import Batch, evaluation_chunks
+from ddp_bp.data.plan import digest_ids
+from ddp_bp.parallel.agreement import Agreement, Status
+from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.parallel.membership import shard_run
+from ddp_bp.worker.failures import raise_together
+from ddp_bp.worker.objective import Objective
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Mean loss, share of right answers (None for regression), samples counted, and the time it took."""
+
+    loss: float
+    accuracy: float | None
+    num_samples: int
+    seconds: float
+
+
+class Evaluation:
+    """Evaluates `objective` on all of `dataset`. Construct and run on all ranks alike."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        dataset: Dataset,
+        chunk_size: int,
+        communicator: Communicator,
+        layout: int,
+        on_failure: Callable[[Exception, int], None],
+    ) -> None:
+        self._objective, self._dataset, self._on_failure = objective, dataset, on_failure
+        chunks = evaluation_chunks(dataset.num_samples, chunk_size)
+        run = shard_run(len(chunks), communicator.size, communicator.rank)
+        self._chunks = chunks[run.start : run.stop]
+        self._agreement = Agreement(communicator, len(chunks), layout)
+
+    def run(self, step: int, *, has_accuracy: bool) -> EvaluationResult:
+        """Evaluate after `step` committed steps. Collective.
+
+        Raises:
+            RankFailure: on a rank whose computation raised; RemoteError on the others.
+        """
+        began = perf_counter()
+        failure: Exception | None = None
+        self._agreement.reset()
+        try:
+            for index, (lo, hi) in enumerate(self._chunks):
+                ids = np.arange(lo, hi, dtype=np.int64)
+                batch = Batch(ids, *self._dataset.batch(ids), digest_ids(ids))
+                total = self._objective.evaluate(batch)
+                self._agreement.report_shard(
+                    index, total.loss.item(), total.weight, total.correct, batch.ids_digest, finite=True
+                )
+        except Exception as error:
+            failure = error
+            self._on_failure(error, step)
+        verdict = self._agreement.agree(step, status=Status.FAILED if failure else Status.READY)
+        raise_together(verdict, failure, f"during the evaluation after step {step}")
+        num_samples = self._dataset.num_samples
+        return EvaluationResult(
+            loss=verdict.loss / verdict.weight if verdict.weight else float("nan"),
+            accuracy=verdict.correct / num_samples if has_accuracy and num_samples else None,
+            num_samples=num_samples,
+            seconds=perf_counter() - began,
+        )

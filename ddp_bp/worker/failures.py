@@ -1,0 +1,58 @@
+"""Failing together: a rank never raises alone, and each error is shown once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TypeVar
+
+from ddp_bp.errors import DdpError, RemoteError
+from ddp_bp.parallel.agreement import Verdict
+from ddp_bp.parallel.communicator import Communicator
+
+Result = TypeVar("Result")
+
+
+class NonFiniteError(DdpError):
+    """A loss or a gradient that is not a number. Raised before the parameters are touched."""
+
+    on_every_rank = True
+
+
+class RankFailure(DdpError):
+    """This rank's own `error`, of which all ranks know. `shown`: whether it has been printed."""
+
+    def __init__(self, error: Exception, *, shown: bool) -> None:
+        super().__init__(str(error))
+        self.error, self.shown = error, shown
+        self.exit_code = getattr(error, "exit_code", 1)
+
+
+def raise_together(verdict: Verdict, failure: Exception | None, where: str) -> None:
+    """Raise what the ranks agreed on: RankFailure on one that failed, and has shown why; RemoteError on the others."""
+    if failure is not None:
+        raise RankFailure(failure, shown=True) from failure
+    if verdict.failed_ranks:
+        raise RemoteError(f"stopped {where}, because rank {verdict.failed_ranks[0]} failed")
+
+
+def together(communicator: Communicator, function: Callable[[], Result]) -> Result:
+    """Call `function` on every rank; if it raises anywhere, raise everywhere. Collective.
+
+    Raises:
+        RankFailure: on the lowest rank that failed, with its own error, to be shown.
+        RemoteError: on all other ranks, with the exit code of that error.
+    """
+    failure: Exception | None = None
+    try:
+        result = function()
+    except Exception as error:
+        failure = error
+    exit_code = 0 if failure is None else getattr(failure, "exit_code", 1)
+    codes = [json.loads(data) for data in communicator.allgather_bytes(json.dumps(exit_code).encode())]
+    failed = [rank for rank, code in enumerate(codes) if code]
+    if not failed:
+        return result
+    if failure is not None and communicator.rank == failed[0]:
+        raise RankFailure(failure, shown=False) from failure
+    raise RemoteError(f"stopped, because rank {failed[0]} failed", codes[failed[0]])

@@ -1,0 +1,198 @@
+"""The link to the coordinator: a background thread that owns the socket, so that no step waits for the network.
+
+The training thread posts messages and polls for commands; both are queue operations. Losing the coordinator costs no
+training step: messages wait in the queue, of reports only the newest. Knows nothing of what the messages mean to the
+training loop.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from time import monotonic
+from typing import TypeVar
+
+import zmq
+
+from ddp_bp.errors import DeadlineError, DistributedError, WireError
+from ddp_bp.wire.codec import Buffer, decode_from_coordinator, encode
+from ddp_bp.wire.messages import FromCoordinator, FromWorker, Goodbye, Heartbeat, Hello, Refused, Report, Welcome
+
+Outgoing = tuple[FromWorker, tuple[Buffer, ...]]
+Reply = TypeVar("Reply")
+
+# Messages handed to ZeroMQ that it has not sent yet: with chunks of 4 MiB, at most 64 MiB of copies.
+_SEND_HIGH_WATER_MARK = 16
+_MAX_QUEUED_REPORTS = 8
+# The coordinator sends a heartbeat every second.
+_HELLO_AGAIN_SECONDS = 5.0
+
+
+class CoordinatorLink:
+    """One rank's connection. The public methods belong to the training thread."""
+
+    def __init__(self, address: str, hello: Hello) -> None:
+        """`address`: the coordinator's "tcp://host:port"."""
+        self._address, self._hello = address, hello
+        self._outbox: deque[Iterable[Outgoing]] = deque()
+        self._inbox: deque[FromCoordinator] = deque()
+        self._stream: Iterator[Outgoing] = iter(())
+        self._changed = threading.Condition()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._closing = False
+        self._last_heard = monotonic()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="coordinator link", daemon=True)
+
+    def open(self, deadline_seconds: float) -> Welcome:
+        """Connect and introduce this rank.
+
+        Raises:
+            DistributedError: the coordinator refuses this rank, and says why.
+            DeadlineError: it did not answer in time.
+        """
+        self._thread.start()
+        self.post(self._hello)
+
+        def welcome(message: FromCoordinator) -> Welcome | None:
+            if isinstance(message, Refused):
+                raise DistributedError(f"rank {self._hello.rank}: the coordinator refused it: {message.reason}")
+            return message if isinstance(message, Welcome) else None
+
+        return self.wait(welcome, deadline_seconds, "its welcome")
+
+    def post(self, message: FromWorker) -> None:
+        """Queue one message."""
+        with self._changed:
+            if isinstance(message, Report):
+                self._drop_stale_reports()
+            self._outbox.append([(message, ())])
+        self._notify_thread()
+
+    def post_stream(self, messages: Iterable[Outgoing]) -> None:
+        """Queue messages with payloads that are made while they are sent. Payloads must not change until then."""
+        with self._changed:
+            self._outbox.append(messages)
+        self._notify_thread()
+
+    def take(self) -> list[FromCoordinator]:
+        """The commands and replies that have arrived since the last call."""
+        if not self._inbox:
+            return []
+        with self._changed:
+            messages = list(self._inbox)
+            self._inbox.clear()
+        return messages
+
+    def wait(self, select: Callable[[FromCoordinator], Reply | None], silence_seconds: float, what: str) -> Reply:
+        """Wait for the first message that `select` maps to something, and return that; other messages stay queued.
+
+        Raises:
+            DeadlineError: the coordinator was silent, heartbeats included, for `silence_seconds`.
+        """
+        began = monotonic()
+        with self._changed:
+            while True:
+                for index, message in enumerate(self._inbox):
+                    if (selected := select(message)) is not None:
+                        del self._inbox[index]
+                        return selected
+                if self._failure is not None:
+                    raise self._failure
+                remaining = max(began, self._last_heard) + silence_seconds - monotonic()
+                if remaining <= 0:
+                    raise DeadlineError(
+                        f"rank {self._hello.rank}: waited for {what} from the coordinator at {self._address}, "
+                        f"which was silent for {silence_seconds:g} s; is it running and reachable from here?"
+                    )
+                self._changed.wait(remaining)
+
+    def close(self, flush_seconds: float = 5.0) -> None:
+        """Say goodbye, send what is queued for at most `flush_seconds`, and end the thread."""
+        if not self._thread.is_alive():
+            return
+        self.post(Goodbye(self._hello.rank))
+        with self._changed:
+            self._closing = True
+        self._notify_thread()
+        self._thread.join(flush_seconds)
+
+    def _drop_stale_reports(self) -> None:
+        # Reports wait only while the coordinator is away; then the newest ones say what matters.
+        reports = [item for item in self._outbox if isinstance(item, list) and isinstance(item[0][0], Report)]
+        for item in reports[: max(0, len(reports) - _MAX_QUEUED_REPORTS + 1)]:
+            self._outbox.remove(item)
+
+    def _notify_thread(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    # From here on: the background thread.
+
+    def _run(self) -> None:
+        context = zmq.Context()
+        try:
+            socket = context.socket(zmq.DEALER)
+            socket.setsockopt(zmq.SNDHWM, _SEND_HIGH_WATER_MARK)
+            socket.setsockopt(zmq.LINGER, 2000)
+            socket.connect(self._address)
+            self._serve(socket)
+            socket.close()
+        except Exception as error:
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+        finally:
+            context.term()
+            os.close(self._wake)
+
+    def _serve(self, socket: zmq.Socket[bytes]) -> None:
+        poller = zmq.Poller()
+        poller.register(self._wake, zmq.POLLIN)
+        outgoing: Outgoing | None = None
+        introduced = monotonic()
+        while True:
+            now = monotonic()
+            if now - max(self._last_heard, introduced) > _HELLO_AGAIN_SECONDS:
+                # After a lost connection the coordinator sees a stranger, who must introduce itself.
+                introduced = now
+                with self._changed:
+                    self._outbox.appendleft([(self._hello, ())])
+            outgoing = outgoing or self._next_outgoing()
+            if outgoing is None and self._closing:
+                return
+            poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if outgoing else 0))
+            events = dict(poller.poll(1000))
+            if self._wake in events:
+                os.eventfd_read(self._wake)
+            state = events.get(socket, 0)
+            if state & zmq.POLLIN:
+                self._receive(socket)
+            if outgoing and state & zmq.POLLOUT:
+                message, payloads = outgoing
+                socket.send_multipart(encode(message, payloads))
+                outgoing = None
+
+    def _next_outgoing(self) -> Outgoing | None:
+        """The next message of the stream that is being sent, or the first of the next one in the queue."""
+        while True:
+            if (outgoing := next(self._stream, None)) is not None:
+                return outgoing
+            with self._changed:
+                if not self._outbox:
+                    return None
+                self._stream = iter(self._outbox.popleft())
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> None:
+        frames = socket.recv_multipart()
+        with self._changed:
+            self._last_heard = monotonic()
+            try:
+                message, _ = decode_from_coordinator(frames)
+            except WireError as error:
+                self._failure = error
+            else:
+                if not isinstance(message, Heartbeat):
+                    self._inbox.append(message)
+            self._changed.notify_all()

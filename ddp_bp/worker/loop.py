@@ -1,0 +1,185 @@
+"""The loop around the step: what happens between two steps, in the same order on every rank.
+
+Whatever all ranks must do together (evaluate, checkpoint, stop) follows from the step number or from a request bit
+that the step's agreement carried, never from what one rank happens to have received.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntFlag
+
+from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.wire.messages import CheckpointDone, Stop, TakeCheckpoint
+from ddp_bp.worker.assemble import Job
+from ddp_bp.worker.checkpointing import Checkpointing
+from ddp_bp.worker.evaluation import Evaluation
+from ddp_bp.worker.failures import together
+from ddp_bp.worker.ledger import Ledger
+from ddp_bp.worker.link import CoordinatorLink
+from ddp_bp.worker.progress import Progress
+from ddp_bp.worker.reporter import Reporter
+from ddp_bp.worker.step import StepResult, TrainingStep
+
+
+class Request(IntFlag):
+    """What a rank asks of all ranks in an agreement."""
+
+    STOP_BY_SIGINT = 1
+    STOP_BY_SIGTERM = 2
+    CHECKPOINT = 4
+    CHECKPOINT_IN_FLIGHT = 8
+
+
+STOP_REQUESTS = {
+    "SIGINT": Request.STOP_BY_SIGINT,
+    "user": Request.STOP_BY_SIGINT,
+    "SIGTERM": Request.STOP_BY_SIGTERM,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended: at the last step, or by a request to stop. `seconds` is the time spent in it."""
+
+    stopped_by: Request | None
+    seconds: float
+    num_samples: int
+
+
+class TrainingLoop:
+    """Runs the steps that are left. Construct and run on all ranks alike."""
+
+    def __init__(
+        self,
+        *,
+        job: Job,
+        step: TrainingStep,
+        evaluation: Evaluation | None,
+        checkpointing: Checkpointing,
+        progress: Progress,
+        ledger: Ledger,
+        reporter: Reporter,
+        link: CoordinatorLink,
+        communicator: Communicator,
+        checkpoint_every_steps: int,
+        announce: Callable[[str], None],
+    ) -> None:
+        """`announce` is given one line for people at the end of every epoch."""
+        self._job, self._step, self._evaluation = job, step, evaluation
+        self._checkpointing, self._progress, self._ledger = checkpointing, progress, ledger
+        self._reporter, self._link, self._communicator = reporter, link, communicator
+        self._checkpoint_every_steps, self._announce = checkpoint_every_steps, announce
+        self._stop = Request(0)
+        self._wanted_checkpoint: str | None = None
+        self._checkpoint_owed = False
+        self._gradient_norm: float | None = None
+
+    def request_stop(self, signal_name: str) -> None:
+        """Ask for an end at the next step that all ranks agree on. Safe to call from a signal handler."""
+        self._stop = STOP_REQUESTS[signal_name]
+
+    def run(self) -> Outcome:
+        """Train until the last step or a request to stop, then save a checkpoint. Collective."""
+        began, samples_before = time.perf_counter(), self._progress.samples
+        self._reporter.send("train", self._epoch(), self._scalars())
+        stopped_by: Request | None = None
+        while stopped_by is None and self._progress.step < self._job.total_steps:
+            result = self._step.run(self._progress.step, self._requests())
+            self._commit(result)
+            requests = Request(result.requests)
+            if self._ends_epoch():
+                self._end_epoch()
+            if self._checkpoint_is_due(requests):
+                answers, self._wanted_checkpoint = self._wanted_checkpoint or "", None
+                self._checkpointing.begin(f"step-{self._progress.step}", answers)
+            self._reporter.send_if_due("train", self._epoch(), self._scalars())
+            stopped_by = requests & (Request.STOP_BY_SIGINT | Request.STOP_BY_SIGTERM) or None
+        if stopped_by is None:
+            self._evaluate()
+        seconds = time.perf_counter() - began
+        self._reporter.send("checkpoint", self._epoch(), self._scalars())
+        together(self._communicator, lambda: self._checkpointing.save_now("final"))
+        self._reporter.send("finish", self._epoch(), self._scalars())
+        return Outcome(stopped_by, seconds, self._progress.samples - samples_before)
+
+    def _requests(self) -> int:
+        """What this rank has to ask of all, from the commands that have arrived and its own signals."""
+        for message in self._link.take():
+            match message:
+                case Stop(reason=reason):
+                    self.request_stop(reason)
+                case TakeCheckpoint(request_id=request_id):
+                    self._wanted_checkpoint = request_id
+                case CheckpointDone():
+                    self._checkpointing.done(message)
+                case _:
+                    pass
+        requests = self._stop
+        if self._wanted_checkpoint is not None:
+            requests |= Request.CHECKPOINT
+        if self._checkpointing.in_flight:
+            requests |= Request.CHECKPOINT_IN_FLIGHT
+        return int(requests)
+
+    def _commit(self, result: StepResult) -> None:
+        epoch, step_in_epoch = self._job.plan.position(self._progress.step)
+        num_samples = self._job.plan.batch_size_at(step_in_epoch)
+        self._ledger.commit(self._progress.step, epoch, num_samples, result.shard_digests)
+        self._progress.commit(
+            result.loss, result.weight, result.correct, num_samples, first_in_epoch=step_in_epoch == 0
+        )
+        self._gradient_norm = result.previous_gradient_norm
+        self._reporter.count(num_samples if self._communicator.rank == 0 else self._step.num_own_samples)
+
+    def _checkpoint_is_due(self, requests: Request) -> bool:
+        every = self._checkpoint_every_steps
+        self._checkpoint_owed |= bool(requests & Request.CHECKPOINT) or (every > 0 and self._progress.step % every == 0)
+        if not self._checkpoint_owed or requests & Request.CHECKPOINT_IN_FLIGHT:
+            return False
+        self._checkpoint_owed = False
+        return True
+
+    def _ends_epoch(self) -> bool:
+        return self._progress.step % self._job.plan.steps_per_epoch == 0
+
+    def _end_epoch(self) -> None:
+        every = self._job.recipe.train.eval_every_epochs
+        epochs = self._progress.step // self._job.plan.steps_per_epoch
+        if every and epochs % every == 0:
+            self._evaluate()
+        self._announce(self._line(epochs))
+
+    def _evaluate(self) -> None:
+        """Evaluate, unless this very step has been evaluated or there is nothing to evaluate on."""
+        if self._evaluation is None or self._progress.evaluated_at_step == self._progress.step:
+            return
+        self._reporter.send_if_due("evaluate", self._epoch(), self._scalars())
+        result = self._evaluation.run(self._progress.step, has_accuracy=self._job.is_classification)
+        self._progress.evaluated(result)
+        self._reporter.evaluation(result, self._epoch())
+
+    def _epoch(self) -> int:
+        return self._progress.step // self._job.plan.steps_per_epoch
+
+    def _scalars(self) -> dict[str, float]:
+        values = {
+            "train_loss": self._progress.last_train_loss,
+            "train_accuracy": self._progress.train_accuracy if self._job.is_classification else None,
+            "learning_rate": self._job.optimizer.lr,
+            "gradient_norm": self._gradient_norm,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _line(self, epochs: int) -> str:
+        progress = self._progress
+        parts = [f"epoch {epochs}/{self._job.recipe.train.epochs}", f"step {progress.step}"]
+        if progress.last_train_loss is not None:
+            parts.append(f"loss {progress.last_train_loss:.4f}")
+        if progress.eval_loss is not None:
+            parts.append(f"eval loss {progress.eval_loss:.4f}")
+        if progress.eval_accuracy is not None:
+            parts.append(f"eval accuracy {progress.eval_accuracy:.2%}")
+        return "  ".join(parts)

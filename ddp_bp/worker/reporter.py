@@ -1,0 +1,66 @@
+"""Reports to the coordinator: what a rank did, batched a few times a second and never once per step."""
+
+from __future__ import annotations
+
+import time
+
+from ddp_bp.wire.messages import Evaluation, Failure, LedgerRecords, PhaseDelta, Report
+from ddp_bp.worker.evaluation import EvaluationResult
+from ddp_bp.worker.ledger import Ledger
+from ddp_bp.worker.link import CoordinatorLink
+from ddp_bp.worker.phases import PhaseClock
+from ddp_bp.worker.progress import Progress
+
+INTERVAL_SECONDS = 0.25
+
+
+class Reporter:
+    """One rank's reports. Only rank 0 sends what all ranks know alike: losses and the ledger."""
+
+    def __init__(self, link: CoordinatorLink, rank: int, clock: PhaseClock, progress: Progress, ledger: Ledger) -> None:
+        self._link, self._rank = link, rank
+        self._clock, self._progress, self._ledger = clock, progress, ledger
+        self._due = 0.0
+        self._num_steps = self._num_samples = 0
+
+    def count(self, num_samples: int) -> None:
+        """Note a committed step; `num_samples` is what this rank accounts for."""
+        self._num_steps += 1
+        self._num_samples += num_samples
+
+    def send_if_due(self, phase: str, epoch: int, scalars: dict[str, float]) -> None:
+        """Send a report if the last one is old enough."""
+        if time.perf_counter() >= self._due:
+            self.send(phase, epoch, scalars)
+
+    def send(self, phase: str, epoch: int, scalars: dict[str, float]) -> None:
+        """Send a report, and the new lines of the ledger, now."""
+        self._due = time.perf_counter() + INTERVAL_SECONDS
+        report = Report(
+            rank=self._rank,
+            step=self._progress.step,
+            epoch=epoch,
+            sent_at_unix_seconds=time.time(),
+            num_steps=self._num_steps,
+            num_samples=self._num_samples,
+            phase=phase,  # type: ignore[arg-type]
+            phases={name: PhaseDelta(counts, total) for name, (counts, total) in self._clock.drain().items()},
+            scalars=scalars if self._rank == 0 else {},
+        )
+        self._num_steps = self._num_samples = 0
+        self._link.post(report)
+        lines = self._ledger.take_lines()
+        if lines and self._rank == 0:
+            self._link.post(LedgerRecords(0, lines, self._progress.step - 1, self._ledger.chain_sha256))
+
+    def evaluation(self, result: EvaluationResult, epoch: int) -> None:
+        """Send the result of an evaluation."""
+        if self._rank == 0:
+            self._link.post(
+                Evaluation(self._progress.step, epoch, result.loss, result.accuracy, result.num_samples, result.seconds)
+            )
+
+    def failure(self, error: BaseException, traceback: str) -> None:
+        """Send this rank's own error."""
+        text = f"{type(error).__name__}: {error}"
+        self._link.post(Failure(self._rank, self._progress.step, text, traceback))

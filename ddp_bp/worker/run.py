@@ -1,0 +1,239 @@
+"""One rank's whole run: connect, restore, train, finish. Composes the modules of this room.
+
+Every stage that can fail on one rank alone is run `together`, so that all ranks leave it the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ddp_bp._version import __version__
+from ddp_bp.checkpoint import Checkpoint, weights_sha256
+from ddp_bp.data.batches import Batches
+from ddp_bp.errors import DdpError, DistributedError
+from ddp_bp.parallel.agreement import Agreement
+from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.parallel.exchange import SliceExchange
+from ddp_bp.parallel.membership import shard_run
+from ddp_bp.wire.messages import PROTOCOL_VERSION, Acknowledged, Failure, Finished, Hello
+from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
+from ddp_bp.worker.assemble import Job
+from ddp_bp.worker.checkpointing import SILENCE_SECONDS, Checkpointing
+from ddp_bp.worker.evaluation import Evaluation
+from ddp_bp.worker.failures import RankFailure, together
+from ddp_bp.worker.ledger import Ledger
+from ddp_bp.worker.link import CoordinatorLink
+from ddp_bp.worker.loop import Outcome, Request, TrainingLoop
+from ddp_bp.worker.phases import PhaseClock
+from ddp_bp.worker.progress import Progress
+from ddp_bp.worker.reporter import Reporter
+from ddp_bp.worker.rundir import check_checkpoint, recipe_sha256
+from ddp_bp.worker.snapshot import Snapshot
+from ddp_bp.worker.step import TrainingStep
+
+WELCOME_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where the coordinator is, what to resume from, and who is told of each epoch.
+
+    `resumes` is the same on all ranks; `checkpoint` is what rank 0 has read if it is true, and None on the others.
+    """
+
+    coordinator_address: str
+    run_id: str
+    resumes: bool
+    checkpoint: Checkpoint | None
+    announce: Callable[[str], None]
+
+
+def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> int:
+    """Train `job` as one rank of `communicator`. Collective.
+
+    Returns:
+        The exit code: 0 after the last step, 130 or 143 after a stop by SIGINT or SIGTERM (with a checkpoint).
+
+    Raises:
+        DdpError: on all ranks; only the rank that is to show it gets another class than RemoteError.
+    """
+    rank = communicator.rank
+    link = CoordinatorLink(
+        settings.coordinator_address,
+        Hello(
+            protocol_version=PROTOCOL_VERSION,
+            package_version=__version__,
+            run_id=settings.run_id,
+            rank=rank,
+            world_size=communicator.size,
+            pid=os.getpid(),
+            hostname=socket.gethostname(),
+            shards=job.plan.num_shards,
+        ),
+    )
+    try:
+        welcome = together(communicator, lambda: link.open(WELCOME_SECONDS))
+        return _Run(communicator, job, settings, link, welcome.checkpoint_every_steps).to_the_end()
+    except DdpError as error:
+        tells = isinstance(error, RankFailure) and not error.shown
+        if tells or (error.on_every_rank and rank == 0):
+            link.post(Failure(rank, 0, str(error), ""))
+        raise
+    finally:
+        link.close()
+
+
+class _Run:
+    def __init__(
+        self, communicator: Communicator, job: Job, settings: RunSettings, link: CoordinatorLink, every_steps: int
+    ) -> None:
+        self._communicator, self._job, self._link = communicator, job, link
+        rank, plan = communicator.rank, job.plan
+        exchange = SliceExchange(communicator, job.parameters.size, plan.num_shards, job.parameters.dtype)
+        snapshot = Snapshot(job.parameters, job.optimizer, exchange.bounds)
+        self._progress, chain = self._restore(snapshot, settings)
+        self._resumed_from_step = self._progress.step if settings.resumes else None
+        self._ledger = Ledger(chain, communicator.size)
+        clock = PhaseClock(PHASE_BUCKETS_SECONDS)
+        self._reporter = Reporter(link, rank, clock, self._progress, self._ledger)
+        step = TrainingStep(
+            objective=job.objective,
+            batches=Batches(job.data.train, plan),
+            shards=shard_run(plan.num_shards, communicator.size, rank),
+            parameters=job.parameters,
+            optimizer=job.optimizer,
+            agreement=Agreement(communicator, plan.num_shards, job.layout),
+            exchange=exchange,
+            clock=clock,
+            on_failure=self._show_failure,
+        )
+        evaluation = None
+        if job.data.evaluation is not None:
+            evaluation = Evaluation(
+                job.objective,
+                job.data.evaluation,
+                job.recipe.train.eval_batch_size,
+                communicator,
+                job.layout,
+                self._show_failure,
+            )
+        digest = recipe_sha256(job.recipe)
+        self._loop = TrainingLoop(
+            job=job,
+            step=step,
+            evaluation=evaluation,
+            checkpointing=Checkpointing(job, snapshot, self._progress, self._ledger, communicator, link, digest),
+            progress=self._progress,
+            ledger=self._ledger,
+            reporter=self._reporter,
+            link=link,
+            communicator=communicator,
+            checkpoint_every_steps=every_steps,
+            announce=settings.announce,
+        )
+
+    def to_the_end(self) -> int:
+        with _stop_signals(self._loop.request_stop):
+            outcome = self._loop.run()
+            together(self._communicator, lambda: self._finish(outcome))
+        if outcome.stopped_by is None:
+            return 0
+        return 143 if outcome.stopped_by & Request.STOP_BY_SIGTERM else 130
+
+    def _restore(self, snapshot: Snapshot, settings: RunSettings) -> tuple[Progress, str]:
+        """The progress and the ledger's head to go on from, after a checkpoint's arrays have been put in place."""
+        plan, checkpoint = self._job.plan, settings.checkpoint
+        genesis = Ledger.genesis(plan.seed, plan.num_samples, plan.batch_size, plan.num_shards)
+        if not settings.resumes:
+            return Progress(), genesis
+
+        def read() -> bytes:
+            if checkpoint is None:
+                return b""
+            check_checkpoint(checkpoint, self._job.recipe)
+            snapshot.check(checkpoint.model, checkpoint.optimizer)
+            return msgspec.json.encode((Progress.of(checkpoint.manifest), checkpoint.manifest.ledger_sha256))
+
+        packed = self._communicator.allgather_bytes(together(self._communicator, read))[0]
+        progress, chain = msgspec.json.decode(packed, type=tuple[Progress, str])
+        snapshot.restore(
+            checkpoint.model if checkpoint else {},
+            checkpoint.optimizer if checkpoint else {},
+            progress.step,
+            self._communicator,
+        )
+        return progress, chain or genesis
+
+    def _show_failure(self, error: Exception, step: int) -> None:
+        """Show this rank's own error before the others hear of it, so that it stands first."""
+        text = "".join(traceback.format_exception(error))
+        rank = self._communicator.rank
+        print(f"ddp-bp: rank {rank} failed at step {step}: {type(error).__name__}: {error}", file=sys.stderr)
+        if not isinstance(error, DdpError):
+            print(text, end="", file=sys.stderr)
+        sys.stderr.flush()
+        self._reporter.failure(error, text)
+
+    def _finish(self, outcome: Outcome) -> None:
+        """Rank 0 hands in the summary and waits until it is on the disk."""
+        if self._communicator.rank != 0:
+            return
+        self._link.post(Finished(0, self._summary(outcome)))
+        reply = self._link.wait(
+            lambda message: message if isinstance(message, Acknowledged) and message.of == "finished" else None,
+            SILENCE_SECONDS,
+            "the acknowledgement of the summary",
+        )
+        if not reply.ok:
+            raise DistributedError(f"the summary of the run was not saved: {reply.message}")
+
+    def _summary(self, outcome: Outcome) -> dict[str, Any]:
+        job, progress = self._job, self._progress
+        rate = outcome.num_samples / outcome.seconds if outcome.seconds else 0.0
+        return {
+            "steps": progress.step,
+            "epochs": progress.step / job.plan.steps_per_epoch,
+            "samples": progress.samples,
+            "world_size": self._communicator.size,
+            "shards": job.plan.num_shards,
+            "train_loss": _finite(progress.last_train_loss),
+            "eval_loss": _finite(progress.eval_loss),
+            "eval_accuracy": progress.eval_accuracy,
+            "weights_sha256": weights_sha256(job.parameters.arrays()),
+            "ledger_sha256": self._ledger.chain_sha256,
+            "seconds": round(outcome.seconds, 6),
+            "samples_per_second": round(rate, 3),
+            "recoveries": 0,
+            "resumed_from_step": self._resumed_from_step,
+        }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and np.isfinite(value) else None
+
+
+@contextlib.contextmanager
+def _stop_signals(request_stop: Callable[[str], None]) -> Iterator[None]:
+    """While inside, SIGINT and SIGTERM ask for an orderly end instead of killing the process."""
+
+    def handle(number: int, _: FrameType | None) -> None:
+        request_stop(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,143 @@
+"""The run directory: what a run was started with, and where it can go on from.
+
+`resolve` and `select_checkpoint` only look, so that everything is known to be right before `create` writes. The
+coordinator writes checkpoints, ledger, metrics and summary there; this module knows only what is needed to start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ddp_bp.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
+from ddp_bp.errors import CheckpointError, InputError, RecipeError
+from ddp_bp.recipes.load import decode, encode
+from ddp_bp.recipes.schema import Recipe, differences
+from ddp_bp.worker.assemble import versions
+
+RECIPE_FILE = "recipe.json"
+ENVIRONMENT_FILE = "environment.json"
+SUMMARY_FILE = "summary.json"
+CHECKPOINT_FOLDER = "checkpoints"
+
+
+class RunDirectory:
+    """One run directory, which may not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = CheckpointStore(path / CHECKPOINT_FOLDER)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether a run has been started in it."""
+        return (self.path / RECIPE_FILE).exists()
+
+    def resolve(self, recipe: Recipe, world_size: int) -> Recipe:
+        """`recipe` with its number of shards: its own, else that of the run already here, else the world size.
+
+        Raises:
+            InputError: the path is something else than a run directory or an empty folder.
+            RecipeError: the run that was started here has another recipe.
+        """
+        if not self.is_started:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise InputError(
+                    f"run directory {self.path}: expected an empty folder, a new one, or one of an earlier run; "
+                    f"this one has no {RECIPE_FILE}"
+                )
+            return _with_shards(recipe, recipe.train.shards or world_size)
+        source = self.path / RECIPE_FILE
+        stored = decode(source.read_bytes(), str(source))
+        resolved = _with_shards(recipe, recipe.train.shards or stored.train.shards or world_size)
+        changed = differences(stored, resolved)
+        if changed:
+            raise RecipeError(
+                f"run directory {self.path}",
+                [
+                    *changed,
+                    "these keys would make it another run: give another --run-dir, or the recipe of the first start",
+                ],
+            )
+        return resolved
+
+    def select_checkpoint(self, resume: str, warn: Callable[[str], None]) -> Checkpoint | None:
+        """The verified checkpoint to resume from, or None to start at the beginning.
+
+        Args:
+            resume: `auto` (the newest valid one here, if any), `never`, or the folder of a checkpoint.
+            warn: is told of every damaged checkpoint that `auto` passes over.
+
+        Raises:
+            CheckpointError: the named checkpoint is missing or damaged; or `never` would overwrite a run.
+        """
+        if resume == "auto":
+            return self.store.latest(warn)
+        if resume == "never":
+            if self.is_started and self.store.entries():
+                raise CheckpointError(
+                    f"--resume never: {self.path} holds checkpoints of an earlier start; "
+                    "give another --run-dir, or --resume auto to go on from them"
+                )
+            return None
+        return load_checkpoint(Path(resume))
+
+    def finished_summary(self, total_steps: int) -> dict[str, Any] | None:
+        """The summary, if the run here has been trained to `total_steps`."""
+        try:
+            summary = json.loads((self.path / SUMMARY_FILE).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        done = isinstance(summary, dict) and summary.get("steps") == total_steps
+        return summary if done else None
+
+    def create(self, recipe: Recipe, environment: dict[str, Any]) -> None:
+        """Make the folder and write the resolved recipe and the environment of this start."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / CHECKPOINT_FOLDER).mkdir(exist_ok=True)
+        (self.path / RECIPE_FILE).write_bytes(encode(recipe))
+        (self.path / ENVIRONMENT_FILE).write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+
+def check_checkpoint(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Raise CheckpointError if going on from `checkpoint` would not give the bits of `recipe`'s run."""
+    manifest = checkpoint.manifest
+    for key, got, expected in (
+        ("seed", manifest.seed, recipe.train.seed),
+        ("shards", manifest.shards, recipe.train.shards),
+    ):
+        if got != expected:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.path}: expected {key} {expected}, as in the recipe, got {got}; "
+                f"set train.{key} to {got}, or resume from a checkpoint of this run"
+            )
+
+
+def recipe_sha256(recipe: Recipe) -> str:
+    """Digest of a resolved recipe, for manifests."""
+    return hashlib.sha256(encode(recipe)).hexdigest()
+
+
+def describe_environment(**more: Any) -> dict[str, Any]:
+    """What computes here: versions, processor, BLAS; `more` is added as it is."""
+    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
+    return {
+        **versions(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "blas": {key: blas.get(key) for key in ("name", "version", "openblas configuration")},
+        "executable": sys.executable,
+        **more,
+    }
+
+
+def _with_shards(recipe: Recipe, shards: int) -> Recipe:
+    return msgspec.structs.replace(recipe, train=msgspec.structs.replace(recipe.train, shards=shards))
