@@ -1,0 +1,5 @@
+"""`python -m ddp_bp` is the command `ddp-bp`."""
+
+from ddp_bp.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The commands. One function each; the composition roots of the package."""

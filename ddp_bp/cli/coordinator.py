@@ -1,0 +1,62 @@
+"""`ddp-bp coordinator`: the process that keeps checkpoints, ledger and metrics of one job."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+from ddp_bp.cli import options
+from ddp_bp.coordinator.config import CoordinatorConfig
+from ddp_bp.coordinator.server import run
+from ddp_bp.recipes import load_recipe
+from ddp_bp.recipes.schema import identity
+from ddp_bp.worker.rundir import RunDirectory
+
+
+@click.command()
+@options.recipe_argument
+@options.workers_option(required=True)
+@options.set_option
+@click.option("--run-dir", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where it writes.")
+@click.option(
+    "--total-steps", type=click.IntRange(min=0), help="Steps until the end of training, for the progress shown."
+)
+@click.option("--parent-fd", type=click.IntRange(min=0), hidden=True, help="A pipe at whose end of file it ends.")
+def coordinator(
+    recipe: str,
+    num_workers: int,
+    overrides: tuple[str, ...],
+    run_dir: Path,
+    total_steps: int | None,
+    parent_fd: int | None,
+) -> int:
+    """Coordinate one job of RECIPE on N workers, which are started elsewhere.
+
+    It waits for them at the address in RUN_DIR/coordinator.json; start them with
+    `ddp-bp worker RECIPE --run-dir RUN_DIR --coordinator ADDRESS`. `train` and `worker` start one by themselves.
+    """
+    logging.basicConfig(format="ddp-bp coordinator: %(message)s", level=logging.WARNING)
+    loaded, _ = load_recipe(recipe, overrides)
+    run_directory = RunDirectory(run_dir)
+    resolved = run_directory.resolve(loaded, num_workers)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    section, checkpoint = resolved.coordinator, resolved.checkpoint
+    return run(
+        CoordinatorConfig(
+            run_dir=run_dir,
+            run_id=identity(resolved),
+            recipe_name=recipe,
+            world_size=num_workers,
+            total_steps=total_steps,
+            host=section.host,
+            port=section.port,
+            http_port=section.http_port,
+            checkpoint_every_steps=checkpoint.every_steps,
+            checkpoint_every_seconds=checkpoint.every_seconds or None,
+            keep=checkpoint.keep,
+            keep_best=checkpoint.keep_best,
+            parent_fd=parent_fd,
+        )
+    )

@@ -1,0 +1,48 @@
+"""Environment variables: the only place that reads or writes them.
+
+It must be importable before NumPy is, because a BLAS library reads its settings when it is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import MutableMapping
+
+# One thread each: how a BLAS cuts a product among threads changes its bits, and ranks share the cores anyway.
+_BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+# Launchers tell their processes how many there are and which one each is. The first pair that is set counts: mpirun of
+# Open MPI, Hydra (MPICH, Intel MPI), and srun, in whose steps either of the others may run.
+_LAUNCHERS = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+
+
+def prepare_blas(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Limit BLAS to one thread, in this process if NumPy is not loaded yet, and in those that it starts."""
+    for name in _BLAS_THREADS:
+        environment[name] = "1"
+
+
+def numpy_is_loaded() -> bool:
+    """Whether it is too late for `prepare_blas` to have an effect on this process."""
+    return "numpy" in sys.modules
+
+
+def launched_ranks(environment: MutableMapping[str, str] = os.environ) -> tuple[int, int] | None:
+    """(number of ranks, this one's rank) as the launcher says, or None without a launcher."""
+    for size_name, rank_name in _LAUNCHERS:
+        size, rank = environment.get(size_name, ""), environment.get(rank_name, "0")
+        if size.isdigit() and rank.isdigit():
+            return int(size), int(rank)
+    return None
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """The environment for a process of ours."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **more}
+    prepare_blas(environment)
+    return environment

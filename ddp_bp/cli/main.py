@@ -1,0 +1,80 @@
+"""The command `ddp-bp`: finds the subcommand, and turns every error into one message and an exit code.
+
+Subcommands are imported when they are called, so that `ddp-bp status` does not wait for NumPy and BLAS is told its
+number of threads before it is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from ddp_bp._version import __version__
+from ddp_bp.cli.environment import prepare_blas
+from ddp_bp.errors import DdpError
+
+# name: (module, function, one line of help)
+COMMANDS = {
+    "train": ("ddp_bp.cli.train", "train", "Train a recipe on N workers, under mpirun, with a coordinator."),
+    "worker": ("ddp_bp.cli.worker", "worker", "Be one rank of a job; for a launcher of your own."),
+    "coordinator": (
+        "ddp_bp.cli.coordinator",
+        "coordinator",
+        "Be the coordinator of one job, without starting workers.",
+    ),
+    "status": ("ddp_bp.cli.status", "status", "Show how a running job is doing."),
+    "checkpoint": ("ddp_bp.cli.checkpoint", "checkpoint", "List, verify or take checkpoints."),
+    "recipes": ("ddp_bp.cli.recipes", "recipes", "List the packaged recipes."),
+}
+
+
+class LazyCommands(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order in which a newcomer meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, function, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ddp-bp")
+def cli() -> None:
+    """Data-parallel training on CPU clusters: the same bits for any number of workers."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code: 0 done, 1 failed, 2 unusable input, 130/143 stopped by a signal."""
+    prepare_blas()
+    try:
+        code: Any = cli.main(args=arguments, prog_name="ddp-bp", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except DdpError as error:
+        print(f"ddp-bp: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output left, for instance `head`: nothing to tell it.
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

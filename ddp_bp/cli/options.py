@@ -1,0 +1,62 @@
+"""Options that several commands share, so that they mean and say the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+recipe_argument = click.argument("recipe", metavar="RECIPE")
+
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override one key of the recipe, for example --set optimizer.lr=0.01; may be repeated.",
+)
+
+resume_option = click.option(
+    "--resume",
+    default="auto",
+    show_default=True,
+    metavar="auto|never|CHECKPOINT",
+    help="What to go on from: the newest valid checkpoint in the run directory, nothing, or this checkpoint's folder.",
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+
+run_dir_argument = click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
+
+
+def run_dir_option(function: Function) -> Function:
+    """`--run-dir`, with a default that `default_run_dir` fills in."""
+    option = click.option(
+        "--run-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Where checkpoints, ledger, metrics and summary go. [default: runs/RECIPE-DATE-TIME]",
+    )
+    return option(function)
+
+
+def workers_option(required: bool) -> Callable[[Function], Function]:
+    """`-n`: the number of workers, at least 1."""
+    return click.option(
+        "-n",
+        "--workers",
+        "num_workers",
+        type=click.IntRange(min=1),
+        default=None if required else 1,
+        required=required,
+        show_default=not required,
+        help="Number of workers: the world size.",
+    )
+
+
+def default_run_dir(recipe: str, now: str) -> Path:
+    """The run directory of a start that names none; `now` is a date and time such as 20260131-142355."""
+    return Path("runs") / f"{Path(recipe).stem}-{now}"

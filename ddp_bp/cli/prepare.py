@@ -1,0 +1,75 @@
+"""Everything that is checked before a process is started or a file is written, for `train` and for `worker`."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddp_bp.checkpoint import Checkpoint
+from ddp_bp.errors import AddressError, InputError
+from ddp_bp.recipes import Recipe, load_recipe
+from ddp_bp.worker.assemble import Job, assemble
+from ddp_bp.worker.rundir import RunDirectory, check_checkpoint
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that can be started: nothing about it is left to be refused but what happens while it runs."""
+
+    recipe: Recipe
+    base: Path
+    job: Job
+    run: RunDirectory
+    checkpoint: Checkpoint | None
+
+
+def prepare(
+    name: str, overrides: tuple[str, ...], world_size: int, run_dir: Path, resume: str, *, checked: bool = False
+) -> Prepared:
+    """Read the recipe, load and check the data, build the model, and choose the checkpoint to resume from.
+
+    `checked`: the process that started this one has done this before, so that values need no second look, and `never`
+    means that it found no checkpoint to resume from.
+
+    Raises:
+        InputError: with what is wrong, where, and what to do. Nothing has been written.
+    """
+    recipe, base = load_recipe(name, overrides)
+    run = RunDirectory(run_dir)
+    recipe = run.resolve(recipe, world_size)
+    if not checked:
+        check_ports(recipe)
+    job = assemble(recipe, base, check_data=not checked)
+    checkpoint = None if checked and resume == "never" else run.select_checkpoint(resume, warn)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint, recipe)
+        if checkpoint.manifest.step > job.total_steps:
+            raise InputError(
+                f"checkpoint {checkpoint.path}: it is at step {checkpoint.manifest.step}, but the recipe ends at step "
+                f"{job.total_steps}; raise train.epochs or train.max_steps, or resume from an earlier checkpoint"
+            )
+    return Prepared(recipe, base, job, run, checkpoint)
+
+
+def check_ports(recipe: Recipe) -> None:
+    """Raise AddressError if a port that the recipe names cannot be bound."""
+    section = recipe.coordinator
+    for key, port in (("port", section.port), ("http_port", section.http_port)):
+        if port == 0:
+            continue
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((section.host, port))
+            except OSError as error:
+                raise AddressError(
+                    f"coordinator.{key} = {port}: cannot listen on {section.host}:{port}: {error.strerror}; "
+                    f"choose another port, or 0 for any free one (--set coordinator.{key}=0)"
+                ) from None
+
+
+def warn(text: str) -> None:
+    """Tell the user something that does not stop the job."""
+    print(f"ddp-bp: warning: {text}", file=sys.stderr)

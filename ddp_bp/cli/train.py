@@ -1,0 +1,183 @@
+"""`ddp-bp train`: check everything, start coordinator and workers, show how it goes, and end with one exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import click
+
+from ddp_bp.cli import options
+from ddp_bp.cli.output import print_json
+from ddp_bp.cli.prepare import Prepared, prepare
+from ddp_bp.cli.processes import (
+    CoordinatorProcess,
+    end_process_group,
+    mpirun_command,
+    start_coordinator,
+    start_mpirun,
+)
+from ddp_bp.cli.view import TrainingView, shown_command, summary_table
+from ddp_bp.coordinator.client import CoordinatorAddress, ToolClient, read_address
+from ddp_bp.errors import DdpError
+from ddp_bp.worker.rundir import SUMMARY_FILE, describe_environment
+
+POLL_SECONDS = 0.2
+COORDINATOR_END_SECONDS = 60.0
+_STOP_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
+
+
+@click.command()
+@options.recipe_argument
+@options.workers_option(required=False)
+@options.set_option
+@options.run_dir_option
+@options.resume_option
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout, and the progress on stderr."
+)
+def train(
+    recipe: str, num_workers: int, overrides: tuple[str, ...], run_dir: Path | None, resume: str, as_json: bool
+) -> int:
+    """Train RECIPE, a packaged name (see `ddp-bp recipes`) or the path of a .toml file, on N workers.
+
+    Everything is checked before a process is started. Ctrl-C once saves a checkpoint and ends; the same command with
+    --run-dir goes on from there, with any number of workers, and ends with the same weights to the bit.
+    """
+    run_dir = run_dir or options.default_run_dir(recipe, time.strftime("%Y%m%d-%H%M%S"))
+    view = TrainingView(to_stderr=as_json)
+    prepared = prepare(recipe, overrides, num_workers, run_dir, resume)
+    summary = prepared.run.finished_summary(prepared.job.total_steps)
+    if summary is not None:
+        view.say(f"{run_dir} is trained to the end already; train.epochs or train.max_steps may be raised")
+    else:
+        code = _run(prepared, recipe, overrides, num_workers, view)
+        if code != 0:
+            return code
+        summary = json.loads((run_dir / SUMMARY_FILE).read_bytes())
+    if as_json:
+        print_json(summary)
+    else:
+        summary_table(run_dir, summary)
+    return 0
+
+
+def _run(prepared: Prepared, recipe: str, overrides: tuple[str, ...], num_workers: int, view: TrainingView) -> int:
+    run_dir = prepared.run.path
+    resume = str(prepared.checkpoint.path) if prepared.checkpoint else "never"
+    arguments = ["worker", recipe, "--run-dir", str(run_dir), "--resume", resume]
+    arguments += [argument for override in overrides for argument in ("--set", override)]
+    mpirun = mpirun_command(num_workers, [])
+    prepared.run.create(prepared.recipe, describe_environment(mpirun=mpirun))
+    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
+    view.say(prepared.job.data.description)
+    if prepared.checkpoint is not None:
+        view.say(f"going on from step {prepared.checkpoint.manifest.step}: {prepared.checkpoint.path}")
+    with _stop_signals() as asked:
+        coordinator = start_coordinator(recipe, overrides, num_workers, run_dir, prepared.job.total_steps)
+        try:
+            address = read_address(run_dir)
+            command = mpirun_command(
+                num_workers,
+                [*arguments, "--coordinator", address.address, "--world-size", str(num_workers), "--supervised"],
+            )
+            view.say(f"coordinator {address.url} (live page, /metrics, /api/status)")
+            view.say(shown_command(command))
+            ended_well = _watch(start_mpirun(command), coordinator, address, asked, view)
+        finally:
+            coordinator.release()
+    return _exit_code(ended_well, asked, run_dir, recipe, view)
+
+
+def _watch(
+    mpirun: subprocess.Popen[bytes],
+    coordinator: CoordinatorProcess,
+    address: CoordinatorAddress,
+    asked: list[str],
+    view: TrainingView,
+) -> bool:
+    """Show the job until mpirun has ended; whether the coordinator says that it ended in good order."""
+    forwarding = [_forward(stream, view, name) for name, stream in (("out", mpirun.stdout), ("err", mpirun.stderr))]
+    told = 0
+    try:
+        with view.live():
+            while mpirun.poll() is None:
+                if len(asked) > told:
+                    told = len(asked)
+                    if told > 1:
+                        view.say("ending at once")
+                        break
+                    view.say(f"{asked[0]}: saving a checkpoint, then ending; once more ends at once")
+                    _tell_to_stop(address, asked[0])
+                view.refresh(address.url)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    mpirun.wait(POLL_SECONDS)
+            view.refresh(address.url)
+    finally:
+        end_process_group(mpirun)
+        for thread in forwarding:
+            thread.join(2.0)
+        coordinator.release()
+    code = coordinator.wait(COORDINATOR_END_SECONDS)
+    if mpirun.returncode != 0 and code == 0 and told <= 1:
+        view.say(f"mpirun ended with exit code {mpirun.returncode}, after every rank had finished")
+    return code == 0
+
+
+def _exit_code(ended_well: bool, asked: list[str], run_dir: Path, recipe: str, view: TrainingView) -> int:
+    if ended_well and not asked:
+        return 0
+    if asked and (run_dir / SUMMARY_FILE).exists():
+        summary = json.loads((run_dir / SUMMARY_FILE).read_bytes())
+        view.say(f"stopped after step {summary['steps']}, saved in {summary['checkpoint']}")
+    elif not asked:
+        view.complain("training did not finish; the first error above says why")
+    view.say(f"to go on: ddp-bp train {recipe} --run-dir {run_dir}")
+    return _STOP_EXIT_CODES[asked[0]] if asked else 1
+
+
+def _tell_to_stop(address: CoordinatorAddress, signal_name: str) -> None:
+    # A coordinator that does not answer is no reason to go on: the next signal ends the job.
+    with contextlib.suppress(DdpError), ToolClient(address.address, address.run_id) as client:
+        client.stop(signal_name)  # type: ignore[arg-type]
+
+
+def _forward(stream: IO[bytes] | None, view: TrainingView, name: str) -> threading.Thread:
+    """Pass on what the workers print, line by line."""
+    assert stream is not None
+
+    def run() -> None:
+        for line in stream:
+            text = line.decode(errors="replace").rstrip("\n")
+            if name == "err":
+                view.complain(text)
+            else:
+                view.say(text)
+
+    thread = threading.Thread(target=run, name=f"forward std{name}", daemon=True)
+    thread.start()
+    return thread
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[str]]:
+    """While inside, the names of the SIGINT and SIGTERM that arrived, in order."""
+    asked: list[str] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        asked.append(signal.Signals(number).name)
+
+    before: dict[int, Any] = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,197 @@
+"""`ddp-bp worker`: one rank of a job, started by `ddp-bp train` or by a launcher of the user's own."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import msgspec
+
+from ddp_bp.checkpoint import Checkpoint
+from ddp_bp.cli import options
+from ddp_bp.cli.environment import launched_ranks
+from ddp_bp.cli.prepare import prepare, warn
+from ddp_bp.cli.processes import CoordinatorProcess, start_coordinator
+from ddp_bp.cli.view import summary_line
+from ddp_bp.coordinator.client import read_address
+from ddp_bp.errors import DdpError, LaunchError, RemoteError
+from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.parallel.mpi import open_communicator
+from ddp_bp.parallel.single import SingleCommunicator
+from ddp_bp.recipes.schema import Recipe, identity
+from ddp_bp.worker.assemble import Job, assemble
+from ddp_bp.worker.failures import RankFailure, together
+from ddp_bp.worker.run import RunSettings, run_worker
+from ddp_bp.worker.rundir import SUMMARY_FILE, describe_environment
+
+COORDINATOR_END_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """The command line of one worker."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    run_dir: Path | None
+    resume: str
+    coordinator: str | None
+    supervised: bool
+
+
+class Start(msgspec.Struct, frozen=True):
+    """What rank 0 tells the others, so that all of them start the same job."""
+
+    recipe: Recipe
+    base: str
+    address: str
+    resumes: bool
+
+
+@click.command()
+@options.recipe_argument
+@options.set_option
+@options.run_dir_option
+@options.resume_option
+@click.option(
+    "--coordinator", metavar="ADDRESS", help="tcp://HOST:PORT of a coordinator; without it rank 0 starts one."
+)
+@click.option("--world-size", type=click.IntRange(min=1), help="Refuse to run unless there are this many ranks.")
+@click.option(
+    "--supervised", is_flag=True, hidden=True, help="Started by `ddp-bp train`, which has checked everything."
+)
+def worker(
+    recipe: str,
+    overrides: tuple[str, ...],
+    run_dir: Path | None,
+    resume: str,
+    coordinator: str | None,
+    world_size: int | None,
+    supervised: bool,
+) -> int:
+    """Train RECIPE as one rank of the job that a launcher started.
+
+    For example `mpirun -n 4 ddp-bp worker digits`, or srun, or mpiexec of another MPI: whichever belongs to the MPI
+    library that mpi4py uses. Without a launcher it is a job of one process.
+    """
+    launched = launched_ranks()
+    try:
+        communicator = _open(launched, world_size)
+    except LaunchError as error:
+        # Each of N silent singletons believes to be rank 0; only the one that the launcher calls so speaks.
+        if launched is None or launched[1] == 0:
+            raise
+        return error.exit_code
+    code, agreed = _outcome(communicator, Invocation(recipe, overrides, run_dir, resume, coordinator, supervised))
+    if not agreed and communicator.size > 1:
+        # The other ranks do not know, and may be waiting for this one.
+        communicator.abort(code)
+    # mpirun would print a page about an exit code that all ranks agreed on; `train` hears it from the coordinator.
+    return 0 if supervised and agreed else code
+
+
+def _outcome(communicator: Communicator, invocation: Invocation) -> tuple[int, bool]:
+    """The exit code of the job, and whether all ranks know of it. Shows the error if that is for this rank to do."""
+    try:
+        return _work(communicator, invocation), True
+    except RemoteError as error:
+        return error.exit_code, True
+    except RankFailure as failure:
+        if not failure.shown:
+            _show(failure.error)
+        return failure.exit_code, True
+    except Exception as error:
+        agreed = isinstance(error, DdpError) and error.on_every_rank
+        if not agreed or communicator.rank == 0:
+            _show(error)
+        return getattr(error, "exit_code", 1), agreed
+
+
+def _open(launched: tuple[int, int] | None, world_size: int | None) -> Communicator:
+    if launched is None and world_size in (None, 1):
+        return SingleCommunicator()
+    return open_communicator(world_size or (launched[0] if launched else None))
+
+
+def _show(error: Exception) -> None:
+    if isinstance(error, DdpError):
+        print(f"ddp-bp: {error}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
+
+
+def _work(communicator: Communicator, invocation: Invocation) -> int:
+    with contextlib.ExitStack() as stack:
+        first = together(
+            communicator, lambda: _Root(communicator, invocation, stack) if communicator.rank == 0 else None
+        )
+        told = communicator.allgather_bytes(msgspec.json.encode(first.start) if first else b"")[0]
+        start = msgspec.json.decode(told, type=Start)
+        job = together(
+            communicator,
+            lambda: first.job if first else assemble(start.recipe, Path(start.base), check_data=False),
+        )
+        settings = RunSettings(
+            coordinator_address=start.address,
+            run_id=identity(start.recipe),
+            resumes=start.resumes,
+            checkpoint=first.checkpoint if first else None,
+            announce=first.announce if first else lambda _: None,
+        )
+        code = run_worker(communicator, job, settings)
+        if first is not None:
+            first.conclude(code)
+        return code
+
+
+class _Root:
+    """What rank 0 does for all: it prepares the run, and starts a coordinator if none was named."""
+
+    def __init__(self, communicator: Communicator, invocation: Invocation, stack: contextlib.ExitStack) -> None:
+        self._invocation = invocation
+        self.run_dir = invocation.run_dir or options.default_run_dir(invocation.recipe, time.strftime("%Y%m%d-%H%M%S"))
+        prepared = prepare(
+            invocation.recipe,
+            invocation.overrides,
+            communicator.size,
+            self.run_dir,
+            invocation.resume,
+            checked=invocation.supervised,
+        )
+        self.job: Job = prepared.job
+        self.checkpoint: Checkpoint | None = prepared.checkpoint
+        if not invocation.supervised:
+            prepared.run.create(prepared.recipe, describe_environment(communicator=communicator.describe()))
+            (self.run_dir / SUMMARY_FILE).unlink(missing_ok=True)
+        self._coordinator: CoordinatorProcess | None = None
+        address = invocation.coordinator
+        if address is None:
+            self._coordinator = start_coordinator(
+                invocation.recipe, invocation.overrides, communicator.size, self.run_dir, prepared.job.total_steps
+            )
+            stack.callback(self._coordinator.wait, COORDINATOR_END_SECONDS)
+            stack.callback(self._coordinator.release)
+            located = read_address(self.run_dir)
+            address = located.address
+            print(f"coordinator {located.url} (live page, /metrics, /api/status)")
+            print(f"{communicator.size} ranks, {communicator.describe()}", flush=True)
+        self.start = Start(prepared.recipe, str(prepared.base), address, prepared.checkpoint is not None)
+
+    def announce(self, line: str) -> None:
+        """Print progress where nobody else does."""
+        if self._coordinator is not None:
+            print(line, flush=True)
+
+    def conclude(self, code: int) -> None:
+        """Say how it ended, where nobody else does."""
+        if self._coordinator is None:
+            return
+        self._coordinator.wait(COORDINATOR_END_SECONDS)
+        if code in (130, 143):
+            warn(f"stopped by a signal; to go on, start again with --run-dir {self.run_dir}")
+        print(summary_line(self.run_dir), flush=True)

@@ -1,0 +1,45 @@
+"""A recipe whose steps are slow enough to be disturbed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SLOW_RECIPE = """
+[model]
+factory = "job_models:slow"
+[data]
+name = "digits"
+[train]
+epochs = 3
+batch_size = 71      # 1438 samples: not divisible, so that the last batch of an epoch is smaller
+shards = 3
+[optimizer]
+name = "adamw"
+lr = 0.01
+[checkpoint]
+every_steps = 7
+"""
+SLOW_RECIPE_STEPS = 63
+
+
+def write_slow_recipe(folder: Path) -> Path:
+    (folder / "job_models.py").write_text((Path(__file__).parent / "job_models.py").read_text())
+    path = folder / "slow.toml"
+    path.write_text(SLOW_RECIPE)
+    return path
+
+
+@pytest.fixture
+def slow_recipe(tmp_path: Path) -> Path:
+    """A recipe of 63 steps of about 60 ms on one rank, with dropout, and a model module beside it."""
+    return write_slow_recipe(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def other_recipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the slow recipe that lives as long as the tests do."""
+    folder = tmp_path_factory.mktemp("slow")
+    write_slow_recipe(folder)
+    return folder

@@ -1,0 +1,53 @@
+"""Models that recipes of the job tests name: slow ones, so that there is time to disturb them, and broken ones."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ddp_bp import nn
+
+
+class Slow(nn.Module):
+    """A small network that sleeps in every forward pass of training."""
+
+    def __init__(self, width: int, num_outputs: int, sleep_seconds: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, num_outputs))
+        self.sleep_seconds = sleep_seconds
+
+    def forward(self, x):
+        if self.training:
+            time.sleep(self.sleep_seconds)
+        return self.layers(x)
+
+
+class Raising(Slow):
+    """Raises in the training step after `num_calls` calls, on one rank only."""
+
+    def __init__(self, width: int, num_outputs: int, rank: str, num_calls: int) -> None:
+        super().__init__(width, num_outputs, 0.0)
+        self.rank, self.num_calls = rank, num_calls
+
+    def forward(self, x):
+        if self.training and os.environ.get("OMPI_COMM_WORLD_RANK") == self.rank:
+            self.num_calls -= 1
+            if self.num_calls < 0:
+                raise ArithmeticError("the model of this rank is broken")
+        return super().forward(x)
+
+
+def slow(input_shape, num_outputs, sleep_seconds: float = 0.02):
+    return Slow(input_shape[0], num_outputs, sleep_seconds)
+
+
+def raising(input_shape, num_outputs, rank: str = "1", num_calls: int = 10):
+    return Raising(input_shape[0], num_outputs, rank, num_calls)
+
+
+def too_few_outputs(input_shape, num_outputs):
+    return nn.Linear(input_shape[0], num_outputs - 1)
+
+
+def no_module(input_shape, num_outputs):
+    return "a string"

@@ -1,0 +1,270 @@
+"""What goes wrong, with real processes: a rank that raises, launchers that do not fit, input that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import ddp_bp, processes_of, wait_for_step, wait_until
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_that_raises_ends_the_job_with_its_error_once_and_first(
+    start_command, slow_recipe: Path, tmp_path: Path, rank: str
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--set", "model.factory=job_models:raising", "--set", f'model.options.rank="{rank}"']
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
+    wait_until(lambda: (run_dir / "coordinator.json").exists() or process.poll() is not None, "the coordinator")
+    began = time.monotonic()
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert time.monotonic() - began < 5 + 3, "5 s for the end, and the time to start"
+    lines = stderr.splitlines()
+    assert lines[0].startswith(f"ddp-bp: rank {rank} failed at step ")
+    assert "ArithmeticError: the model of this rank is broken" in lines[0]
+    assert stderr.count("ddp-bp: rank") == 1
+    assert stderr.count("Traceback") == 1
+    assert processes_of(run_dir) == []
+    assert "to go on" in stdout
+
+
+def test_under_a_launcher_of_the_users_own_the_error_is_first_too(mpirun, slow_recipe: Path, tmp_path: Path) -> None:
+    options = ["--set", "model.factory=job_models:raising"]
+    result = mpirun(3, ["-m", "ddp_bp", "worker", slow_recipe, "--run-dir", tmp_path / "run", *options])
+    assert result.returncode == 1
+    assert result.stderr.startswith("ddp-bp: rank 1 failed at step ")
+    assert processes_of(tmp_path / "run") == []
+
+
+def test_a_killed_worker_ends_the_job_and_a_resume_finishes_it(
+    start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir))
+    status = wait_for_step(run_dir, 10)
+    os.kill(status["ranks"][1]["pid"], signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "training did not finish" in stderr
+    assert f"ddp-bp train {slow_recipe} --run-dir {run_dir}" in stdout
+    assert processes_of(run_dir) == []
+    result = run_ddp_bp("train", slow_recipe, "--run-dir", run_dir, "--json")
+    assert json.loads(result.stdout)["steps"] == 63
+
+
+def test_a_second_signal_ends_at_once(start_command, slow_recipe: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--set", "model.options.sleep_seconds=20.0"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
+    wait_for_step(run_dir, 0)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=15)
+    assert process.returncode == 130
+    assert "ending at once" in stdout
+    wait_until(lambda: not processes_of(run_dir), "every process to end", 10)
+
+
+def test_silent_singletons_are_refused_once(start_command, slow_recipe: Path, tmp_path: Path) -> None:
+    """A launcher of another MPI: it says 3 ranks, and each process sees a world of its own."""
+    processes = [
+        start_command(
+            ddp_bp("worker", slow_recipe, "--run-dir", tmp_path / f"run-{rank}"), PMI_SIZE="3", PMI_RANK=str(rank)
+        )
+        for rank in range(3)
+    ]
+    errors = []
+    for process in processes:
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 1
+        errors.append(stderr)
+    assert errors[1:] == ["", ""]
+    for part in ("3 ranks were asked for", "sees a world of 1", "mpiexec is", "mpi4py uses Open MPI"):
+        assert part in errors[0]
+    assert not list(tmp_path.glob("run-*"))
+
+
+def test_a_world_of_another_size_than_asked_for_is_refused(mpirun, slow_recipe: Path, tmp_path: Path) -> None:
+    arguments = ["-m", "ddp_bp", "worker", slow_recipe, "--run-dir", tmp_path / "run", "--world-size", "3"]
+    result = mpirun(2, arguments)
+    assert result.returncode != 0
+    assert result.stderr.startswith("ddp-bp: 3 ranks were asked for, but this process sees a world of 2")
+    assert result.stderr.count("ddp-bp:") == 1
+
+
+def csv_recipe(folder: Path, text: str, extra: str = "") -> Path:
+    (folder / "data.csv").write_text(text)
+    recipe = folder / "own.toml"
+    recipe.write_text(f'[model]\nname = "mlp"\n[data]\npath = "data.csv"\n{extra}')
+    return recipe
+
+
+GOOD_CSV = "a,b,label\n" + "".join(f"{i},{i * i % 7},{i % 3}\n" for i in range(60))
+
+
+def text_column(folder: Path) -> list:
+    return ["train", csv_recipe(folder, GOOD_CSV.replace("5,4,", "5,red,"))]
+
+
+def ragged_row(folder: Path) -> list:
+    return ["train", csv_recipe(folder, GOOD_CSV.replace("5,4,2", "5,4,2,9"))]
+
+
+def nan_in_data(folder: Path) -> list:
+    x = np.ones((20, 3), np.float32)
+    x[7, 2] = np.nan
+    np.savez(folder / "data.npz", x=x, y=np.arange(20) % 2)
+    recipe = csv_recipe(folder, "")
+    recipe.write_text(recipe.read_text().replace("data.csv", "data.npz"))
+    return ["train", recipe]
+
+
+def labels_out_of_range(folder: Path) -> list:
+    return ["train", csv_recipe(folder, GOOD_CSV, "num_classes = 2\n")]
+
+
+def occupied_port(folder: Path) -> list:
+    listener = socket.create_server(("127.0.0.1", 0))
+    folder.joinpath("keep").touch()
+    occupied_port.listener = listener  # type: ignore[attr-defined]
+    return ["train", "digits", "--set", f"coordinator.http_port={listener.getsockname()[1]}"]
+
+
+def foreign_folder(folder: Path) -> list:
+    (folder / "run").mkdir()
+    (folder / "run" / "thesis.txt").write_text("precious")
+    return ["train", "digits"]
+
+
+BAD_INPUT: dict[str, tuple[Callable[[Path], list], list[str]]] = {
+    "unknown recipe": (lambda f: ["train", "digit"], ["unknown recipe", "did you mean 'digits'"]),
+    "missing recipe file": (lambda f: ["train", f / "none.toml"], ["none.toml", "no such file"]),
+    "misspelt key": (
+        lambda f: ["train", "digits", "--set", "optimizer.lrr=1", "--set", "train.epochs=0"],
+        ["optimizer.lrr", "did you mean 'lr'", "train.epochs", ">= 1", "got 0"],
+    ),
+    "wrong type": (lambda f: ["train", "digits", "--set", 'train.epochs="many"'], ["train.epochs", "int", "'many'"]),
+    "unknown model option": (
+        lambda f: ["train", "digits", "--set", "model.options.hiden=[3]"],
+        ["model.options.hiden", "did you mean 'hidden'"],
+    ),
+    "missing data file": (
+        lambda f: ["train", "digits", "--set", "data.path='no.csv'", "--set", "data.name='digits'"],
+        ["exactly one of data.name and data.path"],
+    ),
+    "text column": (text_column, ["data.csv", "line 7", "'red'"]),
+    "ragged row": (ragged_row, ["data.csv", "line 7", "4", "3"]),
+    "nan in the data": (nan_in_data, ["data.npz", "row 7"]),
+    "labels out of range": (labels_out_of_range, ["data.csv", "label", "2"]),
+    "zero workers": (lambda f: ["train", "digits", "-n", "0"], ["-n", "0 is not in the range x>=1"]),
+    "occupied port": (occupied_port, ["coordinator.http_port", "in use", "choose another"]),
+    "a folder of something else": (foreign_folder, ["expected an empty folder", "no recipe.json"]),
+    "missing checkpoint": (lambda f: ["train", "digits", "--resume", f / "nowhere"], ["nowhere"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_one_error_with_exit_code_2_and_nothing_is_written(run_ddp_bp, tmp_path: Path, name: str) -> None:
+    make, parts = BAD_INPUT[name]
+    arguments = make(tmp_path)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    result = run_ddp_bp(*arguments, "--run-dir", tmp_path / "run", cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    for part in parts:
+        assert part in result.stderr
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("factory", "part"),
+    [
+        ("job_models:too_few_outputs", "gives 9 outputs, but the data has 10 classes"),
+        ("job_models:no_module", "expected a ddp_bp.nn.Module from it, got str"),
+        ("job_models:missing", "has no function 'missing'"),
+        ("no_such_module:build", "No module named 'no_such_module'"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_found_before_anything_starts(
+    run_ddp_bp, slow_recipe: Path, tmp_path: Path, factory: str, part: str
+) -> None:
+    result = run_ddp_bp("train", slow_recipe, "--set", f"model.factory={factory}", "--run-dir", tmp_path / "run")
+    assert result.returncode == 2
+    assert part in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs of digits with several checkpoints."""
+    from support import run_to_end
+
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    options = ["--set", "train.epochs=2", "--set", "checkpoint.every_steps=15"]
+    result = run_to_end(ddp_bp("train", "digits", *options, "--run-dir", run_dir), 60)
+    assert result.returncode == 0, result.stderr
+    return run_dir
+
+
+def test_a_run_directory_of_another_recipe_is_refused_with_the_keys_named(run_ddp_bp, finished_run: Path) -> None:
+    result = run_ddp_bp("train", "digits", "--set", "optimizer.lr=0.5", "--run-dir", finished_run)
+    assert result.returncode == 2
+    assert "optimizer.lr: 0.002 -> 0.5" in result.stderr
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name_and_passed_over_by_auto(
+    run_ddp_bp, finished_run: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished_run, run_dir)
+    newest = run_dir / "checkpoints" / "step-00000046"
+    flip_a_bit(newest / "model.safetensors")
+    named = run_ddp_bp("train", "digits", "--set", "train.epochs=3", "--run-dir", run_dir, "--resume", newest)
+    assert named.returncode == 2
+    assert "model.safetensors" in named.stderr
+    verified = run_ddp_bp("checkpoint", "verify", run_dir, "--json")
+    assert verified.returncode == 1
+    problems = {Path(row["path"]).name: row["problems"] for row in json.loads(verified.stdout)}
+    assert problems["step-00000046"]
+    assert problems["step-00000045"] == []
+    resumed = run_ddp_bp("train", "digits", "--set", "train.epochs=3", "--run-dir", run_dir, "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stderr.count("warning") == 1
+    assert "step-00000046" in resumed.stderr
+    summary = json.loads(resumed.stdout)
+    assert (summary["resumed_from_step"], summary["steps"]) == (45, 69)
+
+
+def test_resume_never_does_not_overwrite_a_run(run_ddp_bp, finished_run: Path) -> None:
+    result = run_ddp_bp("train", "digits", "--set", "train.epochs=3", "--run-dir", finished_run, "--resume", "never")
+    assert result.returncode == 2
+    assert "holds checkpoints of an earlier start" in result.stderr
+
+
+def test_a_step_that_diverges_ends_the_job_and_names_shard_and_samples(run_ddp_bp, tmp_path: Path) -> None:
+    options = ["--set", "optimizer={name='sgd', lr=1e30}", "--run-dir", tmp_path / "run"]
+    result = run_ddp_bp("train", "digits", "-n", 2, *options)
+    assert result.returncode == 1
+    assert result.stderr.count("not finite") == 1
+    for part in ("step 1, shard 0", "sample ids", "lower optimizer.lr"):
+        assert part in result.stderr
