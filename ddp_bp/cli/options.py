@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,6 +59,8 @@ def workers_option(required: bool) -> Callable[[Function], Function]:
     )
 
 
-def default_run_dir(recipe: str, now: str) -> Path:
-    """The run directory of a start that names none; `now` is a date and time such as 20260131-142355."""
-    return Path("runs") / f"{Path(recipe).stem}-{now}"
+def default_run_dir(recipe: str) -> Path:
+    """A run directory that does not exist yet, for a start that names none: `runs/digits-20260131-142355`."""
+    first = Path("runs") / f"{Path(recipe).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([first], others) if not path.exists())

@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -52,7 +51,7 @@ def train(
     Everything is checked before a process is started. Ctrl-C once saves a checkpoint and ends; the same command with
     --run-dir goes on from there, with any number of workers, and ends with the same weights to the bit.
     """
-    run_dir = run_dir or options.default_run_dir(recipe, time.strftime("%Y%m%d-%H%M%S"))
+    run_dir = run_dir or options.default_run_dir(recipe)
     view = TrainingView(to_stderr=as_json)
     prepared = prepare(recipe, overrides, num_workers, run_dir, resume)
     summary = prepared.run.finished_summary(prepared.job.total_steps)
@@ -94,7 +93,7 @@ def _run(prepared: Prepared, recipe: str, overrides: tuple[str, ...], num_worker
             ended_well = _watch(start_mpirun(command), coordinator, address, asked, view)
         finally:
             coordinator.release()
-    return _exit_code(ended_well, asked, run_dir, recipe, view)
+    return _conclude(prepared, ended_well, asked, recipe, view)
 
 
 def _watch(
@@ -132,12 +131,17 @@ def _watch(
     return code == 0
 
 
-def _exit_code(ended_well: bool, asked: list[str], run_dir: Path, recipe: str, view: TrainingView) -> int:
-    if ended_well and not asked:
+def _conclude(prepared: Prepared, ended_well: bool, asked: list[str], recipe: str, view: TrainingView) -> int:
+    """The exit code, after saying how to go on if training was not finished."""
+    run_dir = prepared.run.path
+    if ended_well and prepared.run.finished_summary(prepared.job.total_steps) is not None:
+        # A stop that was asked for after the last step has cut nothing short.
         return 0
-    if asked and (run_dir / SUMMARY_FILE).exists():
+    if ended_well and (run_dir / SUMMARY_FILE).exists():
         summary = json.loads((run_dir / SUMMARY_FILE).read_bytes())
         view.say(f"stopped after step {summary['steps']}, saved in {summary['checkpoint']}")
+        # Without a signal to us, a worker was told by one of its own.
+        asked = asked or ["SIGTERM"]
     elif not asked:
         view.complain("training did not finish; the first error above says why")
     view.say(f"to go on: ddp-bp train {recipe} --run-dir {run_dir}")

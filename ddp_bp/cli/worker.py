@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +153,7 @@ class _Root:
 
     def __init__(self, communicator: Communicator, invocation: Invocation, stack: contextlib.ExitStack) -> None:
         self._invocation = invocation
-        self.run_dir = invocation.run_dir or options.default_run_dir(invocation.recipe, time.strftime("%Y%m%d-%H%M%S"))
+        self.run_dir = invocation.run_dir or options.default_run_dir(invocation.recipe)
         prepared = prepare(
             invocation.recipe,
             invocation.overrides,

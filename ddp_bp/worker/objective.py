@@ -29,12 +29,15 @@ class Objective:
 
     def train(self, batch: Batch) -> Total:
         """Forward pass in training mode, recorded for backward."""
-        self.model.train()
+        # Walking the module tree costs as much as a small layer, so the mode is set only where it changes.
+        if not self.model.training:
+            self.model.train()
         return self._total(batch)
 
     def evaluate(self, batch: Batch) -> Total:
         """Forward pass in evaluation mode, not recorded."""
-        self.model.eval()
+        if self.model.training:
+            self.model.eval()
         with no_grad():
             return self._total(batch)
 

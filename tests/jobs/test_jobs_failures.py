@@ -63,6 +63,24 @@ def test_a_killed_worker_ends_the_job_and_a_resume_finishes_it(
     assert json.loads(result.stdout)["steps"] == 63
 
 
+def test_nothing_outlives_a_killed_launcher(start_command, slow_recipe: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir))
+    wait_for_step(run_dir, 5)
+    process.kill()
+    wait_until(lambda: not processes_of(run_dir), "mpirun, workers and coordinator to end", 5)
+
+
+def test_a_worker_told_to_end_ends_the_job_with_a_checkpoint(start_command, slow_recipe: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir))
+    status = wait_for_step(run_dir, 5)
+    os.kill(status["ranks"][1]["pid"], signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (143, "")
+    assert "stopped after step" in stdout
+
+
 def test_a_second_signal_ends_at_once(start_command, slow_recipe: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     options = ["--set", "model.options.sleep_seconds=20.0"]

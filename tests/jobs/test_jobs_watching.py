@@ -136,13 +136,13 @@ def test_the_weights_load_into_pytorch_and_give_the_same_logits(run_ddp_bp, tmp_
     assert result.returncode == 0, result.stderr
     path = Path(summary_of(run_dir)["checkpoint"]) / "model.safetensors"
     theirs = torch.nn.Sequential(
-        torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Dropout(0.1),
-        torch.nn.Linear(128, 64), torch.nn.ReLU(), torch.nn.Dropout(0.1),
-        torch.nn.Linear(64, 10),
+        torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Dropout(0.3),
+        torch.nn.Linear(256, 128), torch.nn.ReLU(), torch.nn.Dropout(0.3),
+        torch.nn.Linear(128, 10),
     )  # fmt: skip
     weights = safetensors_torch.load_file(path)
     theirs.load_state_dict(weights, strict=True)
-    ours = mlp((64,), 10, hidden=(128, 64), dropout=0.1)
+    ours = mlp((64,), 10, hidden=(256, 128), dropout=0.3)
     ours.load_state_dict({name: tensor.numpy() for name, tensor in weights.items()})
     held_out = load(DataSpec(name="digits")).evaluation
     assert held_out is not None
