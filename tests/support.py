@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,18 @@ import psutil
 from ddp_bp.cli.view import fetch_status
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def _can_listen_on(host: str) -> bool:
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        return False
+    return True
+
+
+LOOPBACKS = tuple(host for host in ("127.0.0.1", "::1") if _can_listen_on(host))
+"""This machine's own addresses: IPv6's only where it has one."""
 
 
 def child_environment() -> dict[str, str]:

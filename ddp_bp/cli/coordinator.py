@@ -12,7 +12,7 @@ from ddp_bp.coordinator.config import CoordinatorConfig
 from ddp_bp.coordinator.server import run
 from ddp_bp.recipes import load_recipe
 from ddp_bp.recipes.schema import identity
-from ddp_bp.worker.rundir import RunDirectory
+from ddp_bp.worker.rundir import RunDirectory, describe_environment
 
 
 @click.command()
@@ -41,7 +41,9 @@ def coordinator(
     loaded, _ = load_recipe(recipe, overrides)
     run_directory = RunDirectory(run_dir)
     resolved = run_directory.resolve(loaded, num_workers)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    if not run_directory.is_started:
+        # Its workers come later, and must find the run directory of their recipe.
+        run_directory.create(resolved, describe_environment())
     section, checkpoint = resolved.coordinator, resolved.checkpoint
     return run(
         CoordinatorConfig(

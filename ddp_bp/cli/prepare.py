@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_bp.checkpoint import Checkpoint
+from ddp_bp.coordinator.sockets import bind_http
 from ddp_bp.errors import AddressError, InputError
 from ddp_bp.recipes import Recipe, load_recipe
 from ddp_bp.worker.assemble import Job, assemble
@@ -26,12 +26,20 @@ class Prepared:
 
 
 def prepare(
-    name: str, overrides: tuple[str, ...], world_size: int, run_dir: Path, resume: str, *, checked: bool = False
+    name: str,
+    overrides: tuple[str, ...],
+    world_size: int,
+    run_dir: Path,
+    resume: str,
+    *,
+    checked: bool = False,
+    starts_coordinator: bool = True,
 ) -> Prepared:
     """Read the recipe, load and check the data, build the model, and choose the checkpoint to resume from.
 
     `checked`: the process that started this one has done this before, so that values need no second look, and `never`
-    means that it found no checkpoint to resume from.
+    means that it found no checkpoint to resume from. `starts_coordinator`: whether there is none yet, so that its ports
+    must be free.
 
     Raises:
         InputError: with what is wrong, where, and what to do. Nothing has been written.
@@ -39,7 +47,7 @@ def prepare(
     recipe, base = load_recipe(name, overrides)
     run = RunDirectory(run_dir)
     recipe = run.resolve(recipe, world_size)
-    if not checked:
+    if starts_coordinator:
         check_ports(recipe)
     job = assemble(recipe, base, check_data=not checked)
     checkpoint = None if checked and resume == "never" else run.select_checkpoint(resume, warn)
@@ -54,20 +62,13 @@ def prepare(
 
 
 def check_ports(recipe: Recipe) -> None:
-    """Raise AddressError if a port that the recipe names cannot be bound."""
+    """Raise AddressError if a coordinator here could not listen where the recipe says."""
     section = recipe.coordinator
     for key, port in (("port", section.port), ("http_port", section.http_port)):
-        if port == 0:
-            continue
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((section.host, port))
-            except OSError as error:
-                raise AddressError(
-                    f"coordinator.{key} = {port}: cannot listen on {section.host}:{port}: {error.strerror}; "
-                    f"choose another port, or 0 for any free one (--set coordinator.{key}=0)"
-                ) from None
+        try:
+            bind_http(section.host, port).close()
+        except AddressError as error:
+            raise AddressError(f"coordinator.host = {section.host}, coordinator.{key} = {port}: {error}") from error
 
 
 def warn(text: str) -> None:

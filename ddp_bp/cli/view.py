@@ -38,18 +38,18 @@ class TrainingView:
     """The output of `ddp-bp train`."""
 
     def __init__(self, *, to_stderr: bool) -> None:
-        self._console = Console(stderr=to_stderr, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=to_stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._live: Live | None = None
         self._shown_eval_step: int | None = None
 
     def say(self, text: str) -> None:
         """One line for people."""
-        self._console.print(text, markup=False)
+        self._console.print(text)
 
     def complain(self, text: str) -> None:
         """One line for stderr, as it is."""
         if self._live is not None and sys.stderr.isatty():
-            self._console.print(text, markup=False)
+            self._console.print(text)
         else:
             print(text, file=sys.stderr, flush=True)
 

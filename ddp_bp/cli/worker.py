@@ -161,6 +161,7 @@ class _Root:
             self.run_dir,
             invocation.resume,
             checked=invocation.supervised,
+            starts_coordinator=invocation.coordinator is None,
         )
         self.job: Job = prepared.job
         self.checkpoint: Checkpoint | None = prepared.checkpoint

@@ -6,6 +6,7 @@ It checks names, types and limits; whether the data and the model fit is found o
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import tomllib
 from importlib import resources
@@ -15,7 +16,10 @@ from typing import Any
 import msgspec
 
 from ddp_bp.errors import RecipeError
-from ddp_bp.recipes.schema import Recipe, cross_check
+from ddp_bp.recipes.schema import Recipe, Section
+
+# What `tomllib` raises: TOMLDecodeError is a ValueError, and so is what an integer of thousands of digits gives.
+_NOT_TOML = (ValueError, RecursionError)
 
 
 def packaged_recipes() -> tuple[str, ...]:
@@ -41,7 +45,7 @@ def load_recipe(name_or_path: str, overrides: tuple[str, ...] = ()) -> tuple[Rec
     text, base = _read(name_or_path)
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except _NOT_TOML as error:
         raise RecipeError(f"recipe {name_or_path}", [f"not valid TOML: {error}"]) from None
     problems = [problem for text in overrides if (problem := _override(table, text))]
     recipe, found = validate(table)
@@ -55,9 +59,7 @@ def validate(table: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
     """The recipe in `table`, or None, and the list of all problems."""
     problems: list[str] = []
     recipe: Recipe | None = _convert(Recipe, table, "", problems)
-    if recipe is not None and not problems:
-        problems += cross_check(recipe)
-    return (None if problems else recipe), problems
+    return recipe, problems
 
 
 def decode(data: bytes, source: str) -> Recipe:
@@ -100,9 +102,11 @@ def _override(table: dict[str, Any], text: str) -> str | None:
     path = key.strip().split(".")
     if not equals or not all(path):
         return f"--set {text}: expected key=value, for example --set optimizer.lr=0.01"
+    if not _is_unicode(text):
+        return f"--set {text!r}: expected text in UTF-8"
     try:
         value = tomllib.loads(f"value = {value_text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except _NOT_TOML:
         value = value_text.strip()
     for part in path[:-1]:
         inner = table.setdefault(part, {})
@@ -114,7 +118,11 @@ def _override(table: dict[str, Any], text: str) -> str | None:
 
 
 def _convert(struct: type[Any], table: dict[str, Any], prefix: str, problems: list[str]) -> Any:
-    """Build `struct` from `table` field by field, so that one wrong key does not hide the next."""
+    """Build `struct` from `table` field by field, so that one wrong key does not hide the next; None on any problem.
+
+    A section's conflicts are looked for once its own keys are right: before, they might only repeat a misspelt name.
+    """
+    num_before = len(problems)
     fields = {field.name: field for field in msgspec.structs.fields(struct)}
     kind = "key" if prefix else "section"
     problems += [
@@ -124,20 +132,47 @@ def _convert(struct: type[Any], table: dict[str, Any], prefix: str, problems: li
     ]
     values: dict[str, Any] = {}
     for name, field in fields.items():
+        path = prefix + name
+        if isinstance(field.type, type) and issubclass(field.type, Section):
+            section = table.get(name, {})
+            if isinstance(section, dict):
+                values[name] = _convert(field.type, section, f"{path}.", problems)
+            else:
+                problems.append(f"{path}: expected a section, got {section!r}")
+            continue
         if name not in table:
             continue
-        path = prefix + name
-        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
-            if isinstance(table[name], dict):
-                values[name] = _convert(field.type, table[name], f"{path}.", problems)
-            else:
-                problems.append(f"{path}: expected a section, got {table[name]!r}")
+        if not _is_storable(table[name]):
+            problems.append(f"{path}: expected finite numbers, and dates as strings, got {table[name]!r}")
             continue
         try:
             values[name] = msgspec.convert(table[name], type=field.type)
         except msgspec.ValidationError as error:
             problems.append(f"{path}: {_plain(str(error))}, got {table[name]!r}")
-    return None if problems else struct(**values)
+    if len(problems) > num_before:
+        return None
+    made = struct(**values)
+    if isinstance(made, Section):
+        problems += made.conflicts()
+    return made
+
+
+def _is_storable(value: Any) -> bool:
+    """Whether a value of TOML reads back from JSON as it is, as it must from a run directory."""
+    if isinstance(value, dict):
+        return all(map(_is_storable, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_storable, value))
+    return math.isfinite(value) if isinstance(value, float) else isinstance(value, str | int)
+
+
+def _is_unicode(text: str) -> bool:
+    # The bytes of an argument that are not UTF-8 come as lone surrogates, which no file or message can hold.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(message: str) -> str:

@@ -1,7 +1,7 @@
 """The keys of a recipe: their types, limits, defaults and meaning.
 
 Limits stand in the annotations, so that one walker (`load`) can check every key and name it. Rules that span keys are
-in `cross_check`. This module must not read files, and must not import the rooms that act on a recipe.
+in each section's `conflicts`. This module must not read files, and must not import the rooms that act on a recipe.
 """
 
 from __future__ import annotations
@@ -12,15 +12,26 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-PositiveInt = Annotated[int, Meta(ge=1)]
-Count = Annotated[int, Meta(ge=0)]
+# Counts and seeds fit into 64 signed bits, as in the ledger, in messages and in keys of random streams.
+_LARGEST = 2**63 - 1
+
+PositiveInt = Annotated[int, Meta(ge=1, le=_LARGEST)]
+Count = Annotated[int, Meta(ge=0, le=_LARGEST)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 NonNegativeFloat = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
-class ModelSection(msgspec.Struct, frozen=True, kw_only=True):
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the sections."""
+
+    def conflicts(self) -> list[str]:
+        """Problems that no single key shows, one line each."""
+        return []
+
+
+class ModelSection(Section, frozen=True, kw_only=True):
     """`[model]`: a packaged model by `name`, or one's own by `factory = "package.module:function"`.
 
     Either is called as `build(input_shape, num_outputs, **options)` and returns a `ddp_bp.nn.Module`.
@@ -30,8 +41,11 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True):
     factory: str | None = None
     options: dict[str, Any] = {}
 
+    def conflicts(self) -> list[str]:
+        return _exactly_one("model", ("name", self.name), ("factory", self.factory))
 
-class DataSection(msgspec.Struct, frozen=True, kw_only=True):
+
+class DataSection(Section, frozen=True, kw_only=True):
     """`[data]`: a packaged data set by `name`, or a .npz, .npy or .csv file by `path`."""
 
     name: str | None = None
@@ -47,8 +61,11 @@ class DataSection(msgspec.Struct, frozen=True, kw_only=True):
     standardize: bool = False
     split_seed: Count = 0
 
+    def conflicts(self) -> list[str]:
+        return _exactly_one("data", ("name", self.name), ("path", self.path))
 
-class TrainSection(msgspec.Struct, frozen=True, kw_only=True):
+
+class TrainSection(Section, frozen=True, kw_only=True):
     """`[train]`: how long, in which batches, cut into how many shards. `batch_size` is the global batch."""
 
     epochs: PositiveInt = 1
@@ -60,7 +77,7 @@ class TrainSection(msgspec.Struct, frozen=True, kw_only=True):
     eval_batch_size: PositiveInt = 256
 
 
-class OptimizerSection(msgspec.Struct, frozen=True, kw_only=True):
+class OptimizerSection(Section, frozen=True, kw_only=True):
     """`[optimizer]`: which optimizer, with PyTorch's argument names."""
 
     name: Literal["sgd", "adam", "adamw"] = "adam"
@@ -77,8 +94,19 @@ class OptimizerSection(msgspec.Struct, frozen=True, kw_only=True):
         keys = OPTIMIZER_ARGUMENTS[self.name]
         return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
 
+    def conflicts(self) -> list[str]:
+        allowed = OPTIMIZER_ARGUMENTS[self.name]
+        problems = [
+            f"optimizer.{key}: does not apply to optimizer {self.name!r}, which takes lr, {', '.join(allowed)}"
+            for key in ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay")
+            if key not in allowed and getattr(self, key) is not None
+        ]
+        if self.nesterov and (not self.momentum or self.dampening):
+            problems.append("optimizer.nesterov: needs optimizer.momentum above 0 and optimizer.dampening 0")
+        return problems
 
-class CheckpointSection(msgspec.Struct, frozen=True, kw_only=True):
+
+class CheckpointSection(Section, frozen=True, kw_only=True):
     """`[checkpoint]`: when one is due besides the one at the end (0: never), and how many stay."""
 
     every_steps: Count = 0
@@ -87,7 +115,7 @@ class CheckpointSection(msgspec.Struct, frozen=True, kw_only=True):
     keep_best: bool = True
 
 
-class CoordinatorSection(msgspec.Struct, frozen=True, kw_only=True):
+class CoordinatorSection(Section, frozen=True, kw_only=True):
     """`[coordinator]`: where the coordinator listens. Port 0 takes any free one."""
 
     host: str = "127.0.0.1"
@@ -125,27 +153,6 @@ CHANGEABLE = (
 )
 
 
-def cross_check(recipe: Recipe) -> list[str]:
-    """Problems that no single key shows, one line each."""
-    problems = []
-    if (recipe.model.name is None) == (recipe.model.factory is None):
-        got = "neither" if recipe.model.name is None else "both"
-        problems.append(f"model: expected exactly one of model.name and model.factory, got {got}")
-    if (recipe.data.name is None) == (recipe.data.path is None):
-        got = "neither" if recipe.data.name is None else "both"
-        problems.append(f"data: expected exactly one of data.name and data.path, got {got}")
-    allowed = OPTIMIZER_ARGUMENTS[recipe.optimizer.name]
-    for key in ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay"):
-        if key not in allowed and getattr(recipe.optimizer, key) is not None:
-            problems.append(
-                f"optimizer.{key}: does not apply to optimizer {recipe.optimizer.name!r}, "
-                f"which takes lr, {', '.join(allowed)}"
-            )
-    if recipe.optimizer.nesterov and (not recipe.optimizer.momentum or recipe.optimizer.dampening):
-        problems.append("optimizer.nesterov: needs optimizer.momentum above 0 and optimizer.dampening 0")
-    return problems
-
-
 def differences(first: Recipe, second: Recipe) -> list[str]:
     """The keys, other than the changeable ones, in which two recipes differ: `key: first -> second`, one line each."""
     a, b = _flatten(msgspec.to_builtins(first)), _flatten(msgspec.to_builtins(second))
@@ -158,6 +165,14 @@ def identity(recipe: Recipe) -> str:
     flat = _flatten(msgspec.to_builtins(recipe))
     fixed = sorted((key, repr(value)) for key, value in flat.items() if not _is_changeable(key))
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
+
+
+def _exactly_one(section: str, *keys: tuple[str, object]) -> list[str]:
+    given = [name for name, value in keys if value is not None]
+    if len(given) == 1:
+        return []
+    expected = " and ".join(f"{section}.{name}" for name, _ in keys)
+    return [f"{section}: expected exactly one of {expected}, got {'both' if given else 'neither'}"]
 
 
 def _is_changeable(key: str) -> bool:

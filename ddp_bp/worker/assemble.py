@@ -162,7 +162,7 @@ def _check_options(factory: Callable[..., Any], called: str, options: dict[str, 
     parameters = list(inspect.signature(factory).parameters.values())[2:]
     known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    hints = typing.get_type_hints(factory)
+    hints = _option_types(factory)
     problems, converted = [], {}
     for name, value in options.items():
         if name not in known and not takes_any:
@@ -172,6 +172,9 @@ def _check_options(factory: Callable[..., Any], called: str, options: dict[str, 
             continue
         try:
             converted[name] = msgspec.convert(value, type=hints.get(name, Any))
+        except TypeError:
+            # A type that msgspec has no rule for: the factory itself is to judge the value.
+            converted[name] = value
         except msgspec.ValidationError as error:
             problems.append(f"model.options.{name}: {str(error).split(' - at ')[0]}, got {value!r}")
     required = {p.name for p in parameters if p.default is p.empty and p.name in known}
@@ -179,6 +182,15 @@ def _check_options(factory: Callable[..., Any], called: str, options: dict[str, 
     if problems:
         raise RecipeError("model", problems)
     return converted
+
+
+def _option_types(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The annotated types by argument; empty where annotations are missing or cannot be evaluated here."""
+    function = factory.__init__ if inspect.isclass(factory) else factory
+    try:
+        return typing.get_type_hints(function)
+    except Exception:
+        return {}
 
 
 def _check_output(section: ModelSection, model: Module, data: Loaded) -> None:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import zmq
 
-from ddp_bp.errors import DeadlineError, DistributedError, WireError
+from ddp_bp.errors import AddressError, DeadlineError, DistributedError, WireError
 from ddp_bp.wire.codec import Buffer, decode_from_coordinator, encode
 from ddp_bp.wire.messages import FromCoordinator, FromWorker, Goodbye, Heartbeat, Hello, Refused, Report, Welcome
 
@@ -40,7 +40,8 @@ class CoordinatorLink:
         self._inbox: deque[FromCoordinator] = deque()
         self._stream: Iterator[Outgoing] = iter(())
         self._changed = threading.Condition()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        # An eventfd while the thread runs. Its number may be another file's afterwards.
+        self._wake = -1
         self._closing = False
         self._last_heard = monotonic()
         self._failure: Exception | None = None
@@ -50,9 +51,11 @@ class CoordinatorLink:
         """Connect and introduce this rank.
 
         Raises:
+            AddressError: the address is none.
             DistributedError: the coordinator refuses this rank, and says why.
             DeadlineError: it did not answer in time.
         """
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread.start()
         self.post(self._hello)
 
@@ -126,26 +129,39 @@ class CoordinatorLink:
             self._outbox.remove(item)
 
     def _notify_thread(self) -> None:
-        os.eventfd_write(self._wake, 1)
+        with self._changed:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     # From here on: the background thread.
 
     def _run(self) -> None:
         context = zmq.Context()
         try:
-            socket = context.socket(zmq.DEALER)
-            socket.setsockopt(zmq.SNDHWM, _SEND_HIGH_WATER_MARK)
-            socket.setsockopt(zmq.LINGER, 2000)
-            socket.connect(self._address)
-            self._serve(socket)
-            socket.close()
+            with context.socket(zmq.DEALER) as socket:
+                socket.setsockopt(zmq.SNDHWM, _SEND_HIGH_WATER_MARK)
+                socket.setsockopt(zmq.LINGER, 2000)
+                socket.setsockopt(zmq.IPV6, int("[" in self._address))
+                self._connect(socket)
+                self._serve(socket)
         except Exception as error:
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
         finally:
             context.term()
-            os.close(self._wake)
+            with self._changed:
+                os.close(self._wake)
+                self._wake = -1
+
+    def _connect(self, socket: zmq.Socket[bytes]) -> None:
+        try:
+            socket.connect(self._address)
+        except zmq.ZMQError as error:
+            raise AddressError(
+                f"rank {self._hello.rank}: {self._address!r} is no address of a coordinator: {error}; "
+                "expected tcp://HOST:PORT"
+            ) from error
 
     def _serve(self, socket: zmq.Socket[bytes]) -> None:
         poller = zmq.Poller()
@@ -159,8 +175,10 @@ class CoordinatorLink:
                 introduced = now
                 with self._changed:
                     self._outbox.appendleft([(self._hello, ())])
+            # Read before the queue is: what was posted before `close` is then still found in it.
+            closing = self._closing
             outgoing = outgoing or self._next_outgoing()
-            if outgoing is None and self._closing:
+            if outgoing is None and closing:
                 return
             poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if outgoing else 0))
             events = dict(poller.poll(1000))

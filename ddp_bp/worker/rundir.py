@@ -6,11 +6,12 @@ coordinator writes checkpoints, ledger, metrics and summary there; this module k
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,16 @@ class RunDirectory:
             InputError: the path is something else than a run directory or an empty folder.
             RecipeError: the run that was started here has another recipe.
         """
-        if not self.is_started:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise InputError(
-                    f"run directory {self.path}: expected an empty folder, a new one, or one of an earlier run; "
-                    f"this one has no {RECIPE_FILE}"
-                )
-            return _with_shards(recipe, recipe.train.shards or world_size)
         source = self.path / RECIPE_FILE
-        stored = decode(source.read_bytes(), str(source))
+        with self._usable():
+            if not self.is_started:
+                if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                    raise InputError(
+                        f"run directory {self.path}: expected an empty folder, a new one, or one of an earlier run; "
+                        f"this one has no {RECIPE_FILE}"
+                    )
+                return _with_shards(recipe, recipe.train.shards or world_size)
+            stored = decode(source.read_bytes(), str(source))
         resolved = _with_shards(recipe, recipe.train.shards or stored.train.shards or world_size)
         changed = differences(stored, resolved)
         if changed:
@@ -94,17 +96,31 @@ class RunDirectory:
         """The summary, if the run here has been trained to `total_steps`."""
         try:
             summary = json.loads((self.path / SUMMARY_FILE).read_bytes())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return None
         done = isinstance(summary, dict) and summary.get("steps") == total_steps
         return summary if done else None
 
     def create(self, recipe: Recipe, environment: dict[str, Any]) -> None:
-        """Make the folder and write the resolved recipe and the environment of this start."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / CHECKPOINT_FOLDER).mkdir(exist_ok=True)
-        (self.path / RECIPE_FILE).write_bytes(encode(recipe))
-        (self.path / ENVIRONMENT_FILE).write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+        """Make the folder and write the resolved recipe and the environment of this start.
+
+        Raises InputError if the disk refuses.
+        """
+        with self._usable():
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / CHECKPOINT_FOLDER).mkdir(exist_ok=True)
+            (self.path / RECIPE_FILE).write_bytes(encode(recipe))
+            (self.path / ENVIRONMENT_FILE).write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"run directory {self.path} cannot be used: {error.filename or self.path}: {error.strerror}; "
+                "give another --run-dir"
+            ) from error
 
 
 def check_checkpoint(checkpoint: Checkpoint, recipe: Recipe) -> None:

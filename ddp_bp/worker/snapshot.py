@@ -67,11 +67,9 @@ class Snapshot:
     def restore(
         self, model: Mapping[str, Array], optimizer: Mapping[str, Array], step: int, communicator: Communicator
     ) -> None:
-        """Put back the state of a checkpoint that rank 0 has read; the other ranks pass empty mappings. Collective.
+        """Put back the state of a checkpoint that rank 0 has read and passed to `check`. Collective.
 
-        Raises:
-            CheckpointError: on rank 0, before anything is sent, if a tensor is missing or has another shape or dtype.
-                The caller must let the other ranks know.
+        The other ranks pass empty mappings.
         """
         for name, array in self._arrays().items():
             if communicator.rank == 0:

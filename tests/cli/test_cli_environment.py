@@ -1,0 +1,44 @@
+"""What launchers say, and what processes of ours are given."""
+
+from __future__ import annotations
+
+import pytest
+
+from ddp_bp.cli.environment import child_environment, launched_ranks, prepare_blas
+
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
+HYDRA = {"PMI_SIZE": "5", "PMI_RANK": "2"}
+SLURM = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_PROCID": "1"}
+BLAS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        (OPEN_MPI, (4, 3)),
+        (HYDRA, (5, 2)),
+        (SLURM, (6, 1)),
+        ({**SLURM, **OPEN_MPI}, (4, 3)),  # mpirun inside a job step
+        ({**SLURM, **HYDRA}, (5, 2)),
+        ({"SLURM_PROCID": "0", "SLURM_JOB_ID": "9"}, None),  # a batch script, which is no job step
+        ({"OMPI_COMM_WORLD_RANK": "3"}, None),
+        ({"PMI_SIZE": "5"}, (5, 0)),
+        ({"PMI_SIZE": "many", "PMI_RANK": "2"}, None),
+        ({"PMI_SIZE": "-1", "PMI_RANK": "0"}, None),
+        ({"PMI_SIZE": "", **SLURM}, (6, 1)),
+    ],
+)
+def test_the_number_of_ranks_is_what_the_launcher_says(environment: dict, expected: tuple | None) -> None:
+    assert launched_ranks(environment) == expected
+
+
+def test_blas_has_one_thread_in_us_and_in_what_we_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = {"OMP_NUM_THREADS": "8", "HOME": "/root"}
+    prepare_blas(ours)
+    assert ours == {**dict.fromkeys(BLAS, "1"), "HOME": "/root"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.setenv("SOMETHING", "kept")
+    child = child_environment(MORE="of it")
+    assert [child[name] for name in BLAS] == ["1", "1", "1"]
+    assert (child["SOMETHING"], child["MORE"], child["PYTHONUNBUFFERED"]) == ("kept", "of it", "1")

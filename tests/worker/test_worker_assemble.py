@@ -1,0 +1,187 @@
+"""From a recipe to a job: the same in every process, and every way in which it cannot be built."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddp_bp import optim
+from ddp_bp.errors import DataError, RecipeError
+from ddp_bp.recipes import load_recipe
+from ddp_bp.worker.assemble import OPTIMIZERS, Job, assemble
+
+OWN = """
+[model]
+factory = "own_models:build"
+[data]
+path = "data.npz"
+eval_fraction = 0.25
+[train]
+shards = 2
+batch_size = 8
+epochs = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A recipe with its data and its models beside it."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", x=rng.standard_normal((40, 5)).astype(np.float32), y=np.arange(40) % 3)
+    np.savez(tmp_path / "values.npz", x=rng.standard_normal((40, 5)), y=rng.standard_normal((40, 2)))
+    (tmp_path / "own_models.py").write_text(Path(__file__).with_name("worker_models.py").read_text())
+    (tmp_path / "own.toml").write_text(OWN)
+    yield tmp_path
+    sys.modules.pop("own_models", None)
+
+
+def job(folder: Path, *overrides: str) -> Job:
+    recipe, base = load_recipe(str(folder / "own.toml"), overrides)
+    return assemble(recipe, base, check_data=True)
+
+
+def factory(name: str) -> str:
+    return f"model.factory=own_models:{name}"
+
+
+def problems(folder: Path, *overrides: str) -> tuple[str, ...]:
+    with pytest.raises(RecipeError) as raised:
+        job(folder, *overrides)
+    return raised.value.problems
+
+
+# ---- what is built
+
+
+def test_a_job_has_the_plan_of_its_recipe(folder: Path) -> None:
+    made = job(folder)
+    assert (made.plan.num_samples, made.plan.batch_size, made.plan.num_shards) == (30, 8, 2)
+    assert made.data.evaluation is not None and made.data.evaluation.num_samples == 10
+    assert made.total_steps == 3 * 4
+    assert job(folder, "train.max_steps=7").total_steps == 7
+    assert job(folder, "train.max_steps=70").total_steps == 12
+    assert made.is_classification
+    assert [slot.name for slot in made.parameters.slots] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_regression_has_no_classes(folder: Path) -> None:
+    made = job(folder, "data.path=values.npz")
+    assert not made.is_classification
+    assert made.data.num_outputs == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "setting"),
+    [("sgd", optim.SGD, "momentum"), ("adam", optim.Adam, "eps"), ("adamw", optim.AdamW, "weight_decay")],
+)
+def test_the_optimizer_is_that_of_the_recipe(folder: Path, name: str, kind: type, setting: str) -> None:
+    made = job(folder, f"optimizer.name={name}", "optimizer.lr=0.25", f"optimizer.{setting}=0.5").optimizer
+    assert type(made) is kind
+    assert (made.lr, getattr(made, setting)) == (0.25, 0.5)
+    assert set(OPTIMIZERS) == {"sgd", "adam", "adamw"}
+
+
+def test_the_same_recipe_gives_the_same_bits_and_any_change_another_fingerprint(folder: Path) -> None:
+    first, second = job(folder), job(folder)
+    assert first.parameters.data.tobytes() == second.parameters.data.tobytes()
+    assert first.layout == second.layout
+    assert 0 <= first.layout < 2**64
+    changes = ["train.seed=1", "optimizer.lr=0.5", "model.options.width=5", "train.shards=3", "data.split_seed=1"]
+    layouts = [job(folder, change).layout for change in changes]
+    assert len({first.layout, *layouts}) == 1 + len(changes)
+    assert job(folder, "train.seed=1").parameters.data.tobytes() != first.parameters.data.tobytes()
+
+
+def test_other_data_of_the_same_shape_has_another_fingerprint(folder: Path) -> None:
+    before = job(folder).layout
+    with np.load(folder / "data.npz") as arrays:
+        x, y = arrays["x"], arrays["y"]
+    x[3, 2] += 1
+    np.savez(folder / "data.npz", x=x, y=y)
+    assert job(folder).layout != before
+
+
+# ---- factories and their options
+
+
+def test_a_class_and_a_partial_function_are_factories_too(folder: Path) -> None:
+    assert job(folder, factory("Network"), "model.options.width=7").parameters.slots[0].shape == (7, 5)
+    assert job(folder, factory("partial")).parameters.slots[0].shape == (3, 5)
+    assert job(folder, factory("partial"), "model.options.width=6").parameters.slots[0].shape == (6, 5)
+    assert problems(folder, factory("Network"), "model.options.width=wide") == (
+        "model.options.width: Expected `int`, got `str`, got 'wide'",
+    )
+
+
+@pytest.mark.parametrize("name", ["unknown_annotation", "strange_annotation"])
+def test_annotations_that_mean_nothing_here_leave_the_value_to_the_factory(folder: Path, name: str) -> None:
+    assert job(folder, factory(name), "model.options.width=6").parameters.slots[0].shape == (6, 5)
+
+
+def test_a_factory_may_take_any_options(folder: Path) -> None:
+    made = job(folder, factory("anything"), "model.options.one=1", "model.options.two=[2]")
+    assert made.parameters.slots[0].shape == (3, 5)
+
+
+def test_every_option_that_does_not_fit_is_reported_at_once(folder: Path) -> None:
+    overrides = ("model.options.widht=3", "model.options.deep=3", "model.options.rest=1")
+    assert problems(folder, *overrides) == (
+        "model.options.widht: unknown option of own_models:build (did you mean 'width'?)",
+        "model.options.deep: Expected `bool`, got `int`, got 3",
+        "model.options.rest: unknown option of own_models:build; known: deep, width",
+    )
+    assert problems(folder, factory("Network")) == ("model.options.width: own_models:Network needs it",)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["model={name='mpl'}"], "model.name: unknown model 'mpl' (did you mean 'mlp'?); known: mlp"),
+        (["model={name='mlp', options={hidden=[0]}}"], "hidden widths of at least 1"),
+        (["model.factory=own_models"], "expected 'package.module:function', got 'own_models'"),
+        (["model.factory=':build'"], "expected 'package.module:function', got ':build'"),
+        (["model.factory=no_such_module_x:build"], "ModuleNotFoundError: No module named 'no_such_module_x'"),
+        ([factory("missing")], "module 'own_models' has no function 'missing'"),
+        ([factory("NUMBER")], "module 'own_models' has no function 'NUMBER'"),
+        ([factory("empty")], "has no parameters, so there is nothing to train"),
+        ([factory("text")], "expected a ddp_bp.nn.Module from it, got str"),
+        ([factory("too_few")], "gives 2 outputs, but the data has 3 classes, one output each"),
+        ([factory("flat")], "expected an output of shape (1, 3) for one sample, got (1,)"),
+        ([factory("other_input")], "cannot take one input of shape (1, 5)"),
+        (
+            [factory("too_many"), "data.path=values.npz"],
+            "expected an output of shape (1, 2) for one sample, got (1, 3)",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_a_recipe_error_that_says_why(
+    folder: Path, overrides: list[str], part: str
+) -> None:
+    [problem] = problems(folder, *overrides)
+    assert part in problem
+
+
+def test_more_outputs_than_classes_are_a_choice(folder: Path) -> None:
+    assert job(folder, factory("too_many")).data.num_classes == 3
+
+
+def test_an_error_of_the_users_own_code_is_shown_with_its_place(folder: Path) -> None:
+    [problem] = problems(folder, factory("raising"))
+    line = next(number for number, text in enumerate((folder / "own_models.py").open(), 1) if "no such layer" in text)
+    assert problem == f"raised LookupError: no such layer ({folder / 'own_models.py'}, line {line})"
+    (folder / "broken_models.py").write_text("import math\n\nmath.sqrt(-1)\n")
+    [problem] = problems(folder, "model.factory=broken_models:build")
+    assert "importing 'broken_models' raised ValueError: " in problem
+    assert f"({folder / 'broken_models.py'}, line 3)" in problem
+
+
+def test_data_that_cannot_be_used_is_a_data_error(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"no data file .*dat\.npz; did you mean 'data\.npz'"):
+        job(folder, "data.path=dat.npz")
+    with pytest.raises(DataError, match="classes"):
+        job(folder, "data.num_classes=2")
