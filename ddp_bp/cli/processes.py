@@ -101,10 +101,11 @@ def mpirun_command(num_workers: int, worker_arguments: list[str]) -> list[str]:
     if "Open MPI" in version or "OpenRTE" in version:
         if os.geteuid() == 0:
             options.append("--allow-run-as-root")
-        if num_workers > (os.cpu_count() or 1):
+        # mpirun counts cores and not threads, and containers have fewer of either: how many fit is for the user to say.
+        options += ["--oversubscribe", "--bind-to", "none"]
+        if num_workers > len(os.sched_getaffinity(0)):
             # Ranks that wait must leave the core to those that compute.
-            options += ["--oversubscribe", "--mca", "mpi_yield_when_idle", "true"]
-        options += ["--bind-to", "none"]
+            options += ["--mca", "mpi_yield_when_idle", "true"]
     return [mpirun, *options, "-n", str(num_workers), sys.executable, "-m", "ddp_bp", *worker_arguments]
 
 

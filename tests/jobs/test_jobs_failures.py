@@ -232,7 +232,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from support import run_to_end
 
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    options = ["--set", "train.epochs=2", "--set", "checkpoint.every_steps=15"]
+    options = ["--set", "train.epochs=2", "--set", "checkpoint.every_steps=5"]
     result = run_to_end(ddp_bp("train", "digits", *options, "--run-dir", run_dir), 60)
     assert result.returncode == 0, result.stderr
     return run_dir
@@ -264,13 +264,14 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_passed_over_by_auto(
     assert verified.returncode == 1
     problems = {Path(row["path"]).name: row["problems"] for row in json.loads(verified.stdout)}
     assert problems["step-00000046"]
-    assert problems["step-00000045"] == []
+    # Which steps have a checkpoint depends on how fast the disk is: one that is due while another is sent is put off.
+    valid = max(name for name, found in problems.items() if not found)
     resumed = run_ddp_bp("train", "digits", "--set", "train.epochs=3", "--run-dir", run_dir, "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stderr.count("warning") == 1
     assert "step-00000046" in resumed.stderr
     summary = json.loads(resumed.stdout)
-    assert (summary["resumed_from_step"], summary["steps"]) == (45, 69)
+    assert (summary["resumed_from_step"], summary["steps"]) == (int(valid.removeprefix("step-")), 69)
 
 
 def test_resume_never_does_not_overwrite_a_run(run_ddp_bp, finished_run: Path) -> None:

@@ -58,7 +58,6 @@ def test_digits_has_one_hash_on_1_2_3_and_4_workers_and_97_percent(run_ddp_bp, t
     for summary in summaries[1:]:
         assert_same(summary, summaries[0])
     assert summaries[0]["eval_accuracy"] >= 0.97
-    assert summaries[1]["seconds"] < 15
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
