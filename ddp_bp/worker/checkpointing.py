@@ -82,15 +82,15 @@ class Checkpointing:
         self._in_flight = None
         return done
 
-    def save_now(self, request_id: str) -> CheckpointDone:
-        """Finish what is under way, send the current state, and wait until it is on the disk.
+    def save_now(self, request_id: str, answers: str = "") -> CheckpointDone:
+        """Finish what is under way, send the current state, and wait until it is on the disk; see `begin`.
 
         Raises:
             DistributedError: the coordinator could not write it.
             DeadlineError: the coordinator fell silent.
         """
         self.wait()
-        self.begin(request_id)
+        self.begin(request_id, answers)
         done = self.wait()
         assert done is not None
         if not done.ok:

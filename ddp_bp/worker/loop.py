@@ -101,7 +101,7 @@ class TrainingLoop:
             self._evaluate()
         seconds = time.perf_counter() - began
         self._reporter.send("checkpoint", self._epoch(), self._scalars())
-        together(self._communicator, lambda: self._checkpointing.save_now("final"))
+        together(self._communicator, lambda: self._checkpointing.save_now("final", self._wanted_checkpoint or ""))
         self._reporter.send("finish", self._epoch(), self._scalars())
         return Outcome(stopped_by, seconds, self._progress.samples - samples_before)
 
