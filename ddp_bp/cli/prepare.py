@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_bp.checkpoint import Checkpoint
+from ddp_bp.cli.environment import user_cache
 from ddp_bp.errors import AddressError, InputError
 from ddp_bp.recipes import Recipe, load_recipe
 from ddp_bp.worker.assemble import Job, assemble
@@ -41,7 +42,7 @@ def prepare(
     recipe = run.resolve(recipe, world_size)
     if not checked:
         check_ports(recipe)
-    job = assemble(recipe, base, check_data=not checked)
+    job = assemble(recipe, base, check_data=not checked, cache=user_cache())
     checkpoint = None if checked and resume == "never" else run.select_checkpoint(resume, warn)
     if checkpoint is not None:
         check_checkpoint(checkpoint, recipe)
