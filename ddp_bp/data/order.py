@@ -32,7 +32,7 @@ def random_words(num_words: int, *, seed: int, index: int, purpose: int, part: i
     """
     for what, value in (("seed", seed), ("index", index), ("purpose", purpose), ("part", part)):
         if not 0 <= value < _WORD_LIMIT:
-            raise DataError(f"the {what} of a random order must be in [0, 2**64), got {value}")
+            raise DataError(f"the {what} of random words must be in [0, 2**64), got {value}")
     key = np.array([seed, index], dtype=np.uint64)
     counter = np.array([0, 0, part, purpose], dtype=np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(num_words)

@@ -18,23 +18,30 @@ from ddp_bp.errors import DataError
 
 @dataclass(frozen=True)
 class PackagedSet:
-    """A file in `packaged/`. `about` is one line for people; arrays x of a `.npz` file are divided by `input_limit`."""
+    """A file in `packaged/`. `about` is one line for people; `input_limit` divides the array x of a `.npz` file."""
 
     file_name: str
     about: str
+    licence: str
     input_limit: int = 1
 
 
 PACKAGED = MappingProxyType(
     {
-        "digits": PackagedSet("digits.npz", "1797 handwritten digits of 8 x 8 pixels, 10 classes", input_limit=16),
-        "diabetes": PackagedSet("diabetes.npz", "442 patients, 10 measurements each, regression"),
+        "digits": PackagedSet(
+            "digits.npz", "1797 handwritten digits of 8 x 8 pixels, 10 classes", "CC BY 4.0", input_limit=16
+        ),
+        "diabetes": PackagedSet("diabetes.npz", "442 patients with 10 measurements each, regression", "BSD 3-Clause"),
     }
 )
 """Arrays x and y in a `.npz` file."""
 
 PACKAGED_TEXTS = MappingProxyType(
-    {"tinyshakespeare": PackagedSet("tinyshakespeare.txt.gz", "1.1 million characters of Shakespeare's plays")}
+    {
+        "tinyshakespeare": PackagedSet(
+            "tinyshakespeare.txt.gz", "1.1 million characters of Shakespeare's plays", "public domain"
+        ),
+    }
 )
 """Texts in UTF-8, compressed."""
 
