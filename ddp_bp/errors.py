@@ -15,6 +15,7 @@
     |   |-- DisagreementError     ranks differ in step, parameter layout or membership
     |   |-- DeadlineError         a wait between processes passed its deadline
     |   `-- RemoteError           another rank failed; that rank shows why
+    |-- DownloadError             a file could not be had from any of its addresses
     `-- WireError                 a message that cannot be read, or of another version
 
 A message names the actor (rank, step, parameter, file), what was expected, what was got, and what to do.
@@ -59,6 +60,10 @@ class CheckpointError(InputError):
 
 class AddressError(InputError):
     """A port or an address that cannot be bound or reached."""
+
+
+class DownloadError(DdpError):
+    """A file that could not be downloaded, for whatever reason lies on the way or at the other end."""
 
 
 class EngineError(DdpError):

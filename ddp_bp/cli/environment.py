@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import MutableMapping
+from pathlib import Path
 
 # One thread each: how a BLAS cuts a product among threads changes its bits, and ranks share the cores anyway.
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -39,6 +40,20 @@ def launched_ranks(environment: MutableMapping[str, str] = os.environ) -> tuple[
         if size.isdigit() and rank.isdigit():
             return int(size), int(rank)
     return None
+
+
+def user_cache(environment: MutableMapping[str, str] = os.environ) -> Path | None:
+    """The folder for what can be had again, such as downloaded data sets; None for a user without a home.
+
+    It is `ddp_bp` in `$XDG_CACHE_HOME`, else in `~/.cache`, as the XDG Base Directory Specification says.
+    """
+    named = Path(environment.get("XDG_CACHE_HOME", ""))
+    if named.is_absolute():
+        return named / "ddp_bp"
+    try:
+        return Path.home() / ".cache" / "ddp_bp"
+    except RuntimeError:
+        return None
 
 
 def child_environment(**more: str) -> dict[str, str]:

@@ -27,6 +27,7 @@ COMMANDS = {
     ),
     "status": ("ddp_bp.cli.status", "status", "Show how a running job is doing."),
     "checkpoint": ("ddp_bp.cli.checkpoint", "checkpoint", "List, verify or take checkpoints."),
+    "data": ("ddp_bp.cli.data", "data", "List the data sets, or download one."),
     "recipes": ("ddp_bp.cli.recipes", "recipes", "List the packaged recipes."),
 }
 

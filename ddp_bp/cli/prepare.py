@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_bp.checkpoint import Checkpoint
+from ddp_bp.cli.environment import user_cache
 from ddp_bp.coordinator.sockets import bind_http
 from ddp_bp.errors import AddressError, InputError
 from ddp_bp.recipes import Recipe, load_recipe
@@ -49,7 +50,7 @@ def prepare(
     recipe = run.resolve(recipe, world_size)
     if starts_coordinator:
         check_ports(recipe)
-    job = assemble(recipe, base, check_data=not checked)
+    job = assemble(recipe, base, check_data=not checked, cache=user_cache())
     checkpoint = None if checked and resume == "never" else run.select_checkpoint(resume, warn)
     if checkpoint is not None:
         check_checkpoint(checkpoint, recipe)

@@ -13,7 +13,7 @@ import msgspec
 
 from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli import options
-from ddp_bp.cli.environment import launched_ranks
+from ddp_bp.cli.environment import launched_ranks, user_cache
 from ddp_bp.cli.prepare import prepare, warn
 from ddp_bp.cli.processes import CoordinatorProcess, start_coordinator
 from ddp_bp.cli.view import summary_line
@@ -133,7 +133,9 @@ def _work(communicator: Communicator, invocation: Invocation) -> int:
         start = msgspec.json.decode(told, type=Start)
         job = together(
             communicator,
-            lambda: first.job if first else assemble(start.recipe, Path(start.base), check_data=False),
+            lambda: (
+                first.job if first else assemble(start.recipe, Path(start.base), check_data=False, cache=user_cache())
+            ),
         )
         settings = RunSettings(
             coordinator_address=start.address,

@@ -47,7 +47,7 @@ def open_npz(file: IO[bytes], called: str, names: tuple[str, ...]) -> list[NDArr
 def map_npy(path: Path, target_path: Path) -> Source:
     """Inputs and targets of two `.npy` files, memory-mapped read-only. Raises DataError naming the file."""
     inputs, targets = _map(path), _map(target_path)
-    return Source(inputs, targets, str(path), str(target_path), is_mapped=True)
+    return Source(inputs, targets, str(path), str(target_path), converts_late=True)
 
 
 def _map(path: Path) -> NDArray[Any]:

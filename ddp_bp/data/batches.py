@@ -6,12 +6,15 @@ It joins a data set to a shard plan. It must not know about ranks, models or wha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddp_bp.data.dataset import Dataset
+from ddp_bp.data.augment import WORDS_PER_IMAGE, Augment, vary
+from ddp_bp.data.dataset import Dataset, Variation
+from ddp_bp.data.order import AUGMENT, random_words
 from ddp_bp.data.plan import ShardPlan, digest_ids
 from ddp_bp.errors import DataError
 
@@ -20,12 +23,12 @@ from ddp_bp.errors import DataError
 class Batch:
     """The samples of one shard at one step.
 
-    `ids` is int64 (n,); `inputs` float32 (n, *input_shape), C-contiguous; `targets` int64 (n,) for classes or float32
-    (n, K) for regression; `ids_digest` is `digest_ids(ids)`. n may be 0.
+    `ids` is int64 (n,); `inputs` (n, *input_shape), C-contiguous, float32, or int64 for text; `targets` int64 (n,) for
+    classes, int64 (n, T) for text, or float32 (n, K) for regression; `ids_digest` is `digest_ids(ids)`. n may be 0.
     """
 
     ids: NDArray[np.int64]
-    inputs: NDArray[np.float32]
+    inputs: NDArray[Any]
     targets: NDArray[Any]
     ids_digest: int
 
@@ -37,16 +40,21 @@ class Batch:
 class Batches:
     """Batches of `dataset` by `plan`. Keeps the order of the epoch last asked for: 8 bytes for each sample.
 
-    Raises DataError when the plan was made for another number of samples.
+    With `augment`, images are varied by random words that depend on the plan's seed, the step, the shard and the place
+    in the shard: the same bits for any number of ranks and after a resume.
+
+    Raises DataError when the plan was made for another number of samples, or `augment` for other inputs.
     """
 
-    def __init__(self, dataset: Dataset, plan: ShardPlan) -> None:
+    def __init__(self, dataset: Dataset, plan: ShardPlan, augment: Augment | None = None) -> None:
         if plan.num_samples != dataset.num_samples:
             raise DataError(
                 f"the shard plan is for {plan.num_samples} samples, but the data set has {dataset.num_samples}"
             )
         self.dataset = dataset
         self.plan = plan
+        self._augment = augment or Augment()
+        self._augment.check_shape(dataset.input_shape)
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def load(self, step: int, shard: int) -> Batch:
@@ -54,8 +62,16 @@ class Batches:
         epoch, lo, hi = self.plan.shard_range(step, shard)
         # A copy, so that a batch that is kept does not keep the order of its whole epoch alive.
         ids = self._epoch_order(epoch)[lo:hi].copy()
-        inputs, targets = self.dataset.batch(ids)
+        inputs, targets = self.dataset.batch(ids, self._variation(step, shard, len(ids)))
         return Batch(ids, inputs, targets, digest_ids(ids))
+
+    def _variation(self, step: int, shard: int, num_samples: int) -> Variation | None:
+        if not self._augment.is_random:
+            return None
+        words = random_words(
+            num_samples * WORDS_PER_IMAGE, seed=self.plan.seed, index=step, part=shard, purpose=AUGMENT
+        )
+        return partial(vary, settings=self._augment, words=words.reshape(num_samples, WORDS_PER_IMAGE))
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         known = self._order

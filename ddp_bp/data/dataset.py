@@ -6,7 +6,7 @@ It must not know which file the arrays came from, nor how samples are divided ov
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -19,25 +19,38 @@ from ddp_bp.errors import DataError
 CHUNK_BYTES: Final = 8 * 2**20
 """How much of a large array is looked at in one go."""
 
+Variation = Callable[[NDArray[Any]], NDArray[Any]]
+"""Gives inputs (n, ...) of any dtype as a new array of the same shape and dtype."""
+
 _DIGEST_LIMIT_BYTES: Final = 64 * 2**20
 _DIGEST_NUM_SAMPLES: Final = 1024
 
 
 @dataclass(frozen=True)
 class Standardization:
-    """Turns inputs x into (x - mean) / deviation; both are float64 arrays of the shape of one input."""
+    """Turns values x into (x - mean) / deviation; both are float64 arrays that broadcast against one input or target.
+
+    For bytes it is computed in float32, else in float64 and then rounded to float32.
+    """
 
     mean: NDArray[np.float64]
     deviation: NDArray[np.float64]
+
+    def reshaped(self, shape: tuple[int, ...]) -> Standardization:
+        """The same for values that are in another `shape` with as many elements."""
+        return Standardization(self.mean.reshape(shape), self.deviation.reshape(shape))
 
 
 class Dataset:
     """Samples numbered from 0.
 
     inputs: (N, ...) of any real dtype; an array (N,) counts as (N, 1).
-    targets: (N,) for classes; (N,) or (N, K) for regression.
+    targets: (N,) or (N, T) for classes; (N,) or (N, K) for regression.
     rows: the rows of both arrays that make up this data set, int64 (num_samples,); default all of them, in order.
-    standardization: applied to the inputs, in float64, before they are rounded to float32.
+    input_shape: the shape that each input is given, with as many elements as it has; default its own.
+    standardization, target_standardization: applied to inputs (of `input_shape`) and float32 targets before they are
+        rounded to float32.
+    input_dtype: float32, or int64 for text; then inputs are not standardized.
     target_dtype: int64 (classes) or float32 (regression); default by the dtype of `targets`.
 
     Arrays are not copied; a memory-mapped one is read where `batch` touches it. Values are not checked here.
@@ -50,7 +63,10 @@ class Dataset:
         targets: NDArray[Any],
         *,
         rows: NDArray[np.int64] | None = None,
+        input_shape: tuple[int, ...] | None = None,
         standardization: Standardization | None = None,
+        target_standardization: Standardization | None = None,
+        input_dtype: type[np.int64] | type[np.float32] = np.float32,
         target_dtype: type[np.int64] | type[np.float32] | None = None,
     ) -> None:
         if len(inputs) != len(targets):
@@ -62,7 +78,10 @@ class Dataset:
         self._inputs = inputs.reshape(-1, 1) if inputs.ndim == 1 else inputs
         self._targets = targets.reshape(-1, 1) if targets.ndim == 1 and target_dtype is np.float32 else targets
         self._rows = rows
+        self._input_shape = self._inputs.shape[1:] if input_shape is None else input_shape
         self._standardization = standardization
+        self._target_standardization = target_standardization
+        self._input_dtype = input_dtype
         self._target_dtype = target_dtype
 
     @property
@@ -72,18 +91,27 @@ class Dataset:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input, at least one axis."""
-        return self._inputs.shape[1:]
+        return self._input_shape
 
-    def batch(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    def batch(self, ids: NDArray[np.int64], variation: Variation | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
         """(inputs, targets) of the samples `ids`, int64 (n,), each in [0, num_samples).
 
-        Inputs are float32 (n, *input_shape), C-contiguous; targets are int64 (n,) or float32 (n, K).
-        Both are new arrays.
+        Inputs are float32 or int64 (n, *input_shape), C-contiguous; targets are int64 (n,), int64 (n, T) or float32
+        (n, K). Both are new arrays. `variation` is applied to the inputs as they are stored, before they are scaled.
         """
         rows = ids if self._rows is None else self._rows[ids]
         # Not numpy.take: it first copies all of an array that is in Fortran order, however large.
-        targets = np.ascontiguousarray(self._targets[rows], dtype=self._target_dtype)
-        return to_float32(self._inputs[rows], self._standardization), targets
+        raw = self._inputs[rows].reshape(len(rows), *self._input_shape)
+        if variation is not None:
+            raw = variation(raw)
+        targets = self._targets[rows]
+        if self._target_dtype is np.float32:
+            targets = to_float32(targets, self._target_standardization)
+        else:
+            targets = np.ascontiguousarray(targets, dtype=np.int64)
+        if self._input_dtype is np.float32:
+            return to_float32(raw, self._standardization), targets
+        return np.ascontiguousarray(raw, dtype=np.int64), targets
 
     @cached_property
     def digest(self) -> str:
@@ -103,7 +131,7 @@ class Dataset:
         )
         for lo, hi in _ranges(num_seen, sample_bytes):
             inputs, targets = self.batch(seen[lo:hi])
-            sha256.update(inputs.astype("<f4", copy=False).data)
+            sha256.update(inputs.astype(inputs.dtype.newbyteorder("<"), copy=False).data)
             sha256.update(targets.astype(targets.dtype.newbyteorder("<"), copy=False).data)
         return sha256.hexdigest()
 
@@ -115,8 +143,11 @@ def to_float32(raw: NDArray[Any], standardization: Standardization | None) -> ND
     """
     if standardization is None:
         return np.ascontiguousarray(raw, dtype=np.float32)
-    wide = (raw.astype(np.float64) - standardization.mean) / standardization.deviation
-    return np.ascontiguousarray(wide, dtype=np.float32)
+    # Bytes are whole numbers, which float32 holds exactly, so that their differences need no more.
+    values: NDArray[np.floating] = raw.astype(np.float32 if raw.dtype.itemsize == 1 else np.float64, order="C")
+    values -= standardization.mean.astype(values.dtype)
+    values /= standardization.deviation.astype(values.dtype)
+    return values.astype(np.float32, copy=False)
 
 
 def chunks(array: NDArray[Any], rows: NDArray[np.int64] | None = None) -> Iterator[tuple[int, NDArray[Any]]]:

@@ -25,7 +25,10 @@ class Source:
     where: turns a row number into words that help to find it in the file.
     columns: names of the input columns, where the file has them.
     is_text: every number was read as a float, so that a dtype says nothing about what the file's author meant.
-    is_mapped: the arrays are memory-mapped files, which must not be read whole into memory.
+    input_limit: inputs are divided by this, so that they lie in [0, 1].
+    converts_late: inputs become float32 batch by batch, not all at once: they are a memory-mapped file, or bytes, which
+        would take four times the memory.
+    vocabulary: inputs and targets are text; k stands for the character at place k here.
     """
 
     inputs: NDArray[Any]
@@ -35,7 +38,23 @@ class Source:
     where: Callable[[int], str] = row_of_array
     columns: tuple[str, ...] | None = None
     is_text: bool = False
-    is_mapped: bool = False
+    input_limit: int = 1
+    converts_late: bool = False
+    vocabulary: str | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What reading a whole data set gives.
+
+    `evaluation` is None where there is none, or, unless `is_divided`, where it is still to be split off `train`.
+    `num_classes` is None where the data set does not say it.
+    """
+
+    train: Source
+    evaluation: Source | None = None
+    is_divided: bool = False
+    num_classes: int | None = None
 
 
 def suggestion(wanted: str, available: Iterable[str]) -> str:

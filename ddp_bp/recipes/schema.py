@@ -45,8 +45,24 @@ class ModelSection(Section, frozen=True, kw_only=True):
         return _exactly_one("model", ("name", self.name), ("factory", self.factory))
 
 
+class NormalizeSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`data.augment.normalize`: one mean and one standard deviation for each channel, of images in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[PositiveFloat, ...]
+
+
+class AugmentSection(Section, frozen=True, kw_only=True):
+    """`[data.augment]`: how images are varied while training; `normalize` holds for evaluation too. Pixels."""
+
+    shift: Count = 0
+    flip: bool = False
+    crop: Count = 0
+    normalize: NormalizeSection | None = None
+
+
 class DataSection(Section, frozen=True, kw_only=True):
-    """`[data]`: a packaged data set by `name`, or a .npz, .npy or .csv file by `path`."""
+    """`[data]`: a data set by `name`, or a .npz, .npy, .csv or .txt file by `path`."""
 
     name: str | None = None
     path: str | None = None
@@ -55,11 +71,16 @@ class DataSection(Section, frozen=True, kw_only=True):
     target: str | None = None
     task: Literal["auto", "classification", "regression"] = "auto"
     num_classes: PositiveInt | None = None
-    eval_fraction: Fraction = 0.2
+    eval_fraction: Fraction | None = None
     eval_path: str | None = None
     eval_target_path: str | None = None
     standardize: bool = False
     split_seed: Count = 0
+    folder: str | None = None
+    context: PositiveInt | None = None
+    input_shape: tuple[PositiveInt, ...] | None = None
+    standardize_targets: bool = False
+    augment: AugmentSection = AugmentSection()
 
     def conflicts(self) -> list[str]:
         return _exactly_one("data", ("name", self.name), ("path", self.path))

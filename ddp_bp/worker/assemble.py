@@ -63,21 +63,22 @@ class Job:
         return self.data.num_classes is not None
 
 
-def assemble(recipe: Recipe, base: Path, *, check_data: bool) -> Job:
+def assemble(recipe: Recipe, base: Path, *, check_data: bool, cache: Path | None = None) -> Job:
     """Load the data and build the model of `recipe`, whose relative paths start at `base`.
 
     Args:
         recipe: with `train.shards` set.
         check_data: whether to look at every value for NaN and infinity; one process of a job is enough.
+        cache: the user's cache folder, where downloaded data sets are.
 
     Raises:
         DataError: the data cannot be trained on.
         RecipeError: the model cannot be built, or does not fit the data.
     """
     assert recipe.train.shards is not None
-    spec = msgspec.structs.asdict(recipe.data)
+    spec = msgspec.to_builtins(recipe.data)
     spec["seed"] = spec.pop("split_seed")
-    data = load(DataSpec(**spec), base, check=check_data)
+    data = load(msgspec.convert(spec, DataSpec), base, cache=cache, check=check_data)
     model = _build_model(recipe.model, recipe.train.seed, data, base)
     _check_output(recipe.model, model, data)
     loss = CrossEntropyLoss() if data.num_classes is not None else MSELoss()

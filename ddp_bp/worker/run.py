@@ -110,7 +110,7 @@ class _Run:
         self._reporter = Reporter(link, rank, clock, self._progress, self._ledger)
         step = TrainingStep(
             objective=job.objective,
-            batches=Batches(job.data.train, plan),
+            batches=Batches(job.data.train, plan, job.data.augment),
             shards=shard_run(plan.num_shards, communicator.size, rank),
             parameters=job.parameters,
             optimizer=job.optimizer,

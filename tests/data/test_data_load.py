@@ -226,9 +226,10 @@ def test_a_label_in_a_csv_file_is_named_by_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        (DataSpec(), "no data: set `name` to a packaged data set (digits) or `path`"),
+        (DataSpec(), "no data: set `name` to a packaged data set (digits, "),
         (DataSpec(name="digits", path="a.csv"), "both `name` ('digits') and `path` ('a.csv') are set"),
-        (DataSpec(name="digit"), "no packaged data set 'digit'; there is 'digits'; for a file of your own set `path`"),
+        (DataSpec(name="digit"), "no packaged data set 'digit'; there is 'digits', 'diabetes', 'tinyshakespeare'"),
+        (DataSpec(name="diabetis"), "for a file of your own set `path` instead; did you mean 'diabetes'?"),
         (DataSpec(name="digits", target="z"), "`target` ('z') has no meaning for the packaged data set"),
         (DataSpec(name="digits", inputs="z"), "`inputs` ('z') has no meaning for the packaged data set"),
         (DataSpec(name="digits", eval_path="z"), "`eval_path` ('z') has no meaning"),
@@ -239,13 +240,22 @@ def test_a_label_in_a_csv_file_is_named_by_its_line(tmp_path: Path) -> None:
         (DataSpec(name="digits", num_classes=9), "expected a whole number from 0 to 8 as label, got 9"),
         (DataSpec(name="digits", num_classes=9, task="regression"), "has no meaning for regression"),
         (DataSpec(name="digits", task="guess"), "auto, classification or regression, got 'guess'"),  # type: ignore[arg-type]
+        (DataSpec(name="digits", folder="z"), "`folder` ('z') has no meaning for the packaged data set 'digits'"),
+        (DataSpec(path="data.npz", context=8), "`context` (8) has no meaning for the file 'data.npz'"),
+        (DataSpec(name="digits", input_shape=()), "`input_shape` must be one or more lengths of at least 1, got []"),
+        (DataSpec(name="digits", input_shape=(8, 0)), "at least 1, got [8, 0]"),
+        (DataSpec(name="digits", input_shape=(8, 9)), "`input_shape` [8, 9] has 72 values, but the inputs of digits"),
+        (
+            DataSpec(name="digits", standardize_targets=True),
+            "`standardize_targets` is for regression, but digits holds",
+        ),
         (DataSpec(name="digits", seed=-1), "`seed` must be in [0, 2**64), got -1"),
         (DataSpec(path="data.npz", eval_target_path="z.npy"), "is set without `eval_path`"),
         (DataSpec(path="dta.npz"), "no data file {base}/dta.npz; did you mean 'data.npz'?"),
         (DataSpec(path="bare/data.npz"), "no data file {base}/bare/data.npz"),
         (DataSpec(path="missing/data.npz"), "there is no folder {base}/missing"),
         (DataSpec(path="."), "{base} is not a file"),
-        (DataSpec(path="data.txt"), "{base}/data.txt: expected a file that ends in .npz, .npy, .csv, got '.txt'"),
+        (DataSpec(path="data.dat"), "{base}/data.dat: expected a file that ends in .npz, .npy, .csv, .txt, got '.dat'"),
         (DataSpec(path="plain"), "got 'no suffix'"),
         (DataSpec(path="data.npz", target="z"), "{base}/data.npz has no array 'z'; it has 'x', 'y'"),
         (DataSpec(path="data.npz", inputs="X"), "{base}/data.npz has no array 'X'"),
@@ -286,7 +296,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, spec: DataSpec, expected: 
     (tmp_path / "short.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-8])
     (tmp_path / "text.npy").write_text("1 2 3")
     (tmp_path / "empty.npy").write_text("")
-    (tmp_path / "data.txt").write_text("1,2\n")
+    (tmp_path / "data.dat").write_text("1,2\n")
     (tmp_path / "plain").write_text("1,2\n")
     (tmp_path / "data.csv").write_text("a,b,kind\n1,2,0\n1,2,1\n")
     (tmp_path / "other.csv").write_text("b,a,kind\n1,2,0\n1,2,1\n")
@@ -328,3 +338,38 @@ def test_a_mapped_file_is_not_read_into_memory(
     assert type(inputs) is np.ndarray and type(targets) is np.ndarray
     # The file system takes milliseconds for each page of a hole, and Fortran order touches a page for each value.
     assert fortran_order or len(dataset.digest) == 64
+
+
+def test_diabetes_are_442_patients_as_measured() -> None:
+    loaded = load(DataSpec(name="diabetes", eval_fraction=0))
+    assert (loaded.task, loaded.num_classes, loaded.num_outputs, loaded.input_shape) == ("regression", None, 1, (10,))
+    inputs, targets = everything(loaded.train)
+    assert inputs.shape == (442, 10) and targets.shape == (442, 1) and targets.dtype == np.float32
+    # Figures of the table that the authors published: age in years, sex, and the progression.
+    assert (inputs[:, 0].min(), inputs[:, 0].max(), set(inputs[:, 1])) == (19, 79, {1, 2})
+    assert (targets.min(), targets.max(), targets.astype(np.float64).sum()) == (25, 346, 67243)
+
+
+def test_standardized_targets_have_the_training_parts_scale() -> None:
+    loaded = load(DataSpec(name="diabetes", standardize_targets=True))
+    raw = load(DataSpec(name="diabetes"))
+    assert loaded.evaluation is not None and raw.evaluation is not None
+    train = everything(loaded.train)[1].astype(np.float64)
+    np.testing.assert_allclose([train.mean(), train.std()], [0, 1], atol=1e-6)
+    raw_train = everything(raw.train)[1].astype(np.float64)
+    expected = (everything(raw.evaluation)[1] - raw_train.mean()) / raw_train.std()
+    np.testing.assert_allclose(everything(loaded.evaluation)[1], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(everything(loaded.evaluation)[0], everything(raw.evaluation)[0])
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("fortran_order", [False, True])
+def test_inputs_are_given_another_shape(
+    tmp_path: Path, samples: tuple[np.ndarray, np.ndarray], standardize: bool, fortran_order: bool
+) -> None:
+    inputs, targets = samples
+    spec = saved_npy(tmp_path, np.asfortranarray(inputs) if fortran_order else inputs, targets)
+    flat = load(replace(spec, standardize=standardize), tmp_path)
+    shaped = load(replace(spec, standardize=standardize, input_shape=(2, 1, 2)), tmp_path)
+    assert shaped.input_shape == (2, 1, 2)
+    np.testing.assert_array_equal(everything(shaped.train)[0], everything(flat.train)[0].reshape(-1, 2, 1, 2))

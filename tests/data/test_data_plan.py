@@ -120,5 +120,5 @@ def test_out_of_range_steps_and_shards_are_refused() -> None:
     for shard in (-1, 3):
         with pytest.raises(DataError, match=f"shard {shard} is not one of 3"):
             plan.shard_ids(0, shard)
-    with pytest.raises(DataError, match="the index of a random order"):
+    with pytest.raises(DataError, match="the index of random words"):
         plan.epoch_order(-1)
