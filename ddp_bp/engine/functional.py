@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddp_bp.engine import random
-from ddp_bp.engine.ops import arithmetic, losses, noise, product, shaping
+from ddp_bp.engine.ops import arithmetic, noise, product, shaping
 from ddp_bp.engine.ops.operation import Array
 from ddp_bp.engine.tensor import Tensor, apply
 from ddp_bp.errors import InputError, ShapeError
@@ -53,18 +53,6 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
         return input
     uniform = random.generator().random(input.shape, np.float32)
     return apply(noise.DROPOUT, (input, Tensor(np.asarray(uniform))), (p,))
-
-
-def cross_entropy(input: Tensor, target: Tensor | Array, *, reduction: str = "mean") -> Tensor:
-    """The negative log-likelihood of class numbers `target` (N,) under softmax of logits `input` (N, C)."""
-    check_reduction("cross_entropy", reduction)
-    return apply(losses.CROSS_ENTROPY, (input, as_tensor(target)), (reduction,))
-
-
-def mse_loss(input: Tensor, target: Tensor | Array, *, reduction: str = "mean") -> Tensor:
-    """The squared differences of two tensors of one shape."""
-    check_reduction("mse_loss", reduction)
-    return apply(losses.MSE_LOSS, (input, as_tensor(target)), (reduction,))
 
 
 def check_reduction(name: str, reduction: str) -> None:
