@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -197,21 +197,27 @@ class ElementwiseMethods(Methods):
 
     # ---- dtypes
 
-    def _to(self, dtype: npt.DTypeLike) -> Tensor:
-        return self._apply(functions.CAST, (), (np.dtype(dtype),))
+    def to(self, dtype: npt.DTypeLike) -> Tensor:
+        """This tensor if it has `dtype` already, else a copy of that dtype, recorded if that is floating."""
+        wanted = np.dtype(dtype)
+        if wanted == self.dtype:
+            return cast("Tensor", self)
+        # No gradient flows through integers and booleans.
+        source = self if wanted.kind == "f" else self._beside(self._array)
+        return source._apply(functions.CAST, (), (wanted,))
 
     def float(self) -> Tensor:
-        """A recorded copy in float32."""
-        return self._to(np.float32)
+        """This tensor if it is float32, else a recorded copy that is."""
+        return self.to(np.float32)
 
     def double(self) -> Tensor:
-        """A recorded copy in float64."""
-        return self._to(np.float64)
+        """This tensor if it is float64, else a recorded copy that is."""
+        return self.to(np.float64)
 
     def long(self) -> Tensor:
-        """A copy in int64."""
-        return self._to(np.int64)
+        """This tensor if it is int64, else a copy that is; fractions are cut off."""
+        return self.to(np.int64)
 
     def bool(self) -> Tensor:
-        """A copy in which everything but 0 is true."""
-        return self._to(np.bool_)
+        """This tensor if it is boolean, else a copy in which everything but 0 is true."""
+        return self.to(np.bool_)

@@ -144,11 +144,6 @@ class Tensor(ElementwiseMethods, AxisMethods):
     def log_softmax(self, dim: int) -> Tensor:
         return apply(losses.LOG_SOFTMAX, (self,), (dim,))
 
-    def to(self, dtype: npt.DTypeLike) -> Tensor:
-        """This tensor if it has `dtype` already, else a recorded copy of that dtype."""
-        wanted = np.dtype(dtype)
-        return self if wanted == self.dtype else apply(functions.CAST, (self,), (wanted,))
-
     def clone(self) -> Tensor:
         return apply(shaping.CLONE, (self,))
 

@@ -14,13 +14,9 @@ reductions = st.sampled_from(["none", "sum", "mean"])
 @st.composite
 def logits(draw: Any, reduction: str) -> np.ndarray:
     """(C,), (N, C) or (N, C, ...); of no samples only where there is no mean of them."""
-    num_classes, side = draw(positive_sides), positive_sides if reduction == "mean" else sides
-    shape = draw(
-        st.one_of(
-            st.just((num_classes,)), st.lists(side, min_size=1, max_size=3).map(lambda n: (n[0], num_classes, *n[1:]))
-        )
-    )
-    return numbers(shape, draw(seeds))
+    num_classes = draw(positive_sides)
+    others = draw(st.lists(positive_sides if reduction == "mean" else sides, max_size=3))
+    return numbers((*others[:1], num_classes, *others[1:]), draw(seeds))
 
 
 @st.composite

@@ -122,16 +122,18 @@ def _cross_entropy(
         totals = np.add.reduce(exponentials, axis=1, keepdims=True)
         logs = np.log(totals[:, 0])
         losses = logs - picked
+        if counted is not None:
+            # Not a product with 0, which would make NaN of an infinite loss.
+            losses[~counted] = 0
         if of_samples is not None:
             losses *= of_samples
         if smooth is not None:
             losses *= 1.0 - label_smoothing
             logs *= smooth[1]
             logs -= smoothed
+            if counted is not None:
+                logs[~counted] = 0
             losses += logs
-        if counted is not None:
-            # Not a product with 0, which would make NaN of an infinite loss.
-            losses[~counted] = 0
     count = float(numbers.size if of_samples is None else np.add.reduce(of_samples))
     output = losses.reshape(target.shape) if reduction == "none" else reduced(losses, reduction, count)
     saved = (exponentials, totals, places, numbers, of_samples, smooth, label_smoothing, reduction, count, logits.shape)
@@ -220,10 +222,10 @@ def _nll(
     rows = _rows(log_probabilities)
     places = np.arange(len(numbers))
     losses = np.zeros(0, rows.dtype) if not numbers.size else np.negative(rows[places, numbers])
-    if of_samples is not None:
-        losses *= of_samples
     if counted is not None:
         losses[~counted] = 0
+    if of_samples is not None:
+        losses *= of_samples
     count = float(numbers.size if of_samples is None else np.add.reduce(of_samples))
     output = losses.reshape(target.shape) if reduction == "none" else reduced(losses, reduction, count)
     return output, (places, numbers, of_samples, reduction, count, rows.shape, log_probabilities.shape)

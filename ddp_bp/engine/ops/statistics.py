@@ -77,8 +77,8 @@ def _logsumexp_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  # n
     exponentials, totals = saved
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = np.asarray(gradient.reshape(totals.shape) / totals)
-    scale[totals == 0] = 0
-    return (exponentials * scale,)
+        scale[totals == 0] = 0
+        return (exponentials * scale,)
 
 
 def _prod(a: Array, axis: Axes, keepdims: bool) -> tuple[Array, Any]:
