@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddp_bp.engine import random
-from ddp_bp.engine.ops import arithmetic, noise, product, shaping
+from ddp_bp.engine.methods import Operand
+from ddp_bp.engine.ops import noise, product, shaping
 from ddp_bp.engine.ops.operation import Array
-from ddp_bp.engine.tensor import Tensor, apply
+from ddp_bp.engine.tensor import Tensor, apply, tensor
 from ddp_bp.errors import InputError, ShapeError
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -20,17 +21,24 @@ def as_tensor(value: Tensor | Array) -> Tensor:
     return value if isinstance(value, Tensor) else Tensor(value)
 
 
-def maximum(input: Tensor, other: Tensor) -> Tensor:
-    return apply(arithmetic.MAXIMUM, (input, other))
+def maximum(input: Tensor, other: Operand) -> Tensor:
+    """The larger of each pair; equal ones share the gradient."""
+    return input.maximum(other)
 
 
-def minimum(input: Tensor, other: Tensor) -> Tensor:
-    return apply(arithmetic.MINIMUM, (input, other))
+def minimum(input: Tensor, other: Operand) -> Tensor:
+    """The smaller of each pair; equal ones share the gradient."""
+    return input.minimum(other)
 
 
-def where(condition: Tensor, input: Tensor, other: Tensor) -> Tensor:
-    """`input` where the boolean `condition` holds, `other` elsewhere; the three broadcast together."""
-    return apply(arithmetic.WHERE, (condition, input, other))
+def where(condition: Tensor, input: Operand, other: Operand) -> Tensor:
+    """`input` where the boolean `condition` holds, `other` elsewhere; the three broadcast together.
+
+    A number takes the dtype of the tensor beside it, unless that would cut it.
+    """
+    if not isinstance(input, Tensor):
+        input = (other if isinstance(other, Tensor) else tensor(other))._beside(input)
+    return input.where(condition, other)
 
 
 def concatenate(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

@@ -65,7 +65,7 @@ class CrossEntropyLoss(Loss):
         total = self._loss(output, target, "sum")
         if is_probability(output, target):
             return total, float(output.numel() // output.shape[min(output.ndim - 1, 1)])
-        return total, _class_count(output, target, self.weight, self.ignore_index)
+        return total, _class_count(target, self.weight, self.ignore_index)
 
     def _loss(self, output: Tensor, target: Tensor | Array, reduction: str) -> Tensor:
         return functional.cross_entropy(
@@ -93,14 +93,14 @@ class NLLLoss(Loss):
 
     def total(self, output: Tensor, target: Tensor | Array) -> tuple[Tensor, float]:
         total = self._loss(output, target, "sum")
-        return total, _class_count(output, as_tensor(target), self.weight, self.ignore_index)
+        return total, _class_count(as_tensor(target), self.weight, self.ignore_index)
 
     def _loss(self, output: Tensor, target: Tensor | Array, reduction: str) -> Tensor:
         return functional.nll_loss(output, target, self.weight, ignore_index=self.ignore_index, reduction=reduction)
 
 
-def _class_count(output: Tensor, target: Tensor, weight: Buffer | None, ignore_index: int) -> float:
-    return class_count(output.numpy(), target.numpy(), None if weight is None else weight.numpy(), ignore_index)
+def _class_count(target: Tensor, weight: Buffer | None, ignore_index: int) -> float:
+    return class_count(target._array, None if weight is None else weight._array, ignore_index)
 
 
 class MSELoss(Loss):

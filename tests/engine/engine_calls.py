@@ -157,7 +157,12 @@ FUNCTIONS: dict[str, list[Call]] = {
         lambda lib, x, y: lib.einsum("bij,kj->bik", x, y),
         lambda lib, x, y: lib.einsum("...ij, ...kj, ik -> ...", x, y, y[:, :3]),
     ],
-    "where": [lambda lib, x, y: lib.where(mask(x), x, y)],
+    "where": [
+        lambda lib, x, y: lib.where(mask(x), x, y),
+        lambda lib, x, y: lib.where(mask(x), x, 0.0),
+        lambda lib, x, y: lib.where(mask(y), -1, x),
+        lambda lib, x, y: lib.where(mask(x), 1.0, 0.0),
+    ],
     "maximum": [lambda lib, x, y: lib.maximum(x, y)],
     "minimum": [lambda lib, x, y: lib.minimum(x, y)],
     "pad": [

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_calls import FUNCTIONS, METHODS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import ddp_bp as ddp
 from ddp_bp.engine import functional_arrays, gradcheck
@@ -105,6 +107,27 @@ def test_as_in_pytorch(call: Any, dtype: Any, tolerance: float) -> None:
 def test_what_is_refused_is_named(call: Any, message: str) -> None:
     with pytest.raises((ShapeError, DtypeError), match=message):
         call(ddp.tensor(np.ones((2, 3, 4))))
+
+
+@pytest.mark.parity
+@settings(max_examples=40, deadline=None)
+@given(
+    mode=st.sampled_from(["reflect", "replicate", "circular"]),
+    sides=st.lists(st.integers(1, 3), min_size=2, max_size=2),
+    widths=st.lists(st.integers(0, 3), min_size=4, max_size=4),
+)
+def test_pad_at_any_width(mode: str, sides: list[int], widths: list[int]) -> None:
+    torch = pytest.importorskip("torch")
+    longest = {"reflect": -1, "circular": 0, "replicate": 9}[mode]
+    widths = [min(width, sides[1 - k // 2] + longest) for k, width in enumerate(widths)]
+    array = np.random.default_rng(0).standard_normal((1, 2, *sides))
+    x, t = ddp.tensor(array, requires_grad=True), torch.tensor(array, requires_grad=True)
+    ddp.gradcheck(lambda x: ddp.nn.functional.pad(x, widths, mode), x)
+    output, expected = ddp.nn.functional.pad(x, widths, mode), torch.nn.functional.pad(t, widths, mode)
+    np.testing.assert_array_equal(output.numpy(), expected.detach().numpy())
+    output.square().sum().backward()
+    expected.square().sum().backward()
+    np.testing.assert_allclose(x.grad, t.grad.numpy(), rtol=1e-10)
 
 
 def test_options_of_pad_are_checked() -> None:

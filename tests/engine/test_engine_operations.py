@@ -176,6 +176,7 @@ def test_every_operation_refuses_something() -> None:
 
 
 @pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 1e-5)])
 @every_operation
 def test_agrees_with_pytorch(name: str, dtype: Any, tolerance: float) -> None:

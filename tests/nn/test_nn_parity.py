@@ -60,6 +60,7 @@ def test_modules(name: str, dtype: Any, tolerance: float) -> None:
     assert str(ours) == str(theirs)
 
 
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 @precisions
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("case", loss_cases.CASES, ids=lambda case: f"{case.name}-{'-'.join(case.arguments)}")

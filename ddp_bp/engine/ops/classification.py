@@ -81,12 +81,12 @@ def _sample_weights(numbers: Array, counted: Array | None, weight: Array | None,
     return of_samples if counted is None else of_samples * counted
 
 
-def class_count(logits: Array, target: Array, weight: Array | None, ignore_index: int) -> float:
-    """What the mean of a loss of these class numbers divides by."""
-    check_weight("cross_entropy", weight, logits)
-    numbers, counted = _class_numbers("cross_entropy", logits, target, ignore_index)
-    of_samples = _sample_weights(numbers, counted, weight, np.float64)
-    return float(numbers.size if of_samples is None else np.add.reduce(of_samples))
+def class_count(target: Array, weight: Array | None, ignore_index: int) -> float:
+    """What the mean of a loss divides by, for class numbers that the loss has taken."""
+    counted = target != ignore_index
+    if weight is None:
+        return float(np.count_nonzero(counted))
+    return float(np.add.reduce(weight[target[counted]], dtype=np.float64))
 
 
 def _cross_entropy(
