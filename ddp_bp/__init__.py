@@ -16,18 +16,41 @@ from ddp_bp._version import __version__
 
 if TYPE_CHECKING:
     from ddp_bp import nn, optim
-    from ddp_bp.engine import Tensor, gradcheck, manual_seed, no_grad, random_stream, tensor
+    from ddp_bp.engine import (
+        Tensor,
+        broadcast_tensors,
+        cat,
+        einsum,
+        gradcheck,
+        manual_seed,
+        maximum,
+        minimum,
+        no_grad,
+        random_stream,
+        split,
+        stack,
+        tensor,
+        where,
+    )
 
 __all__ = [
     "__version__",
     "Tensor",
+    "broadcast_tensors",
+    "cat",
+    "einsum",
     "gradcheck",
     "manual_seed",
+    "maximum",
+    "minimum",
     "nn",
     "no_grad",
     "optim",
     "random_stream",
+    "split",
+    "stack",
     "tensor",
+    "where",
 ]
 
 

@@ -7,7 +7,10 @@ record.py      running an operation on values and recording it
 tensor.py      what users hold: a value with PyTorch's operators and methods
 arguments.py   what users may write as arguments, turned into what operations take
 inplace.py     changing a value in place without leaving a wrong gradient behind
-functional.py  the operations as functions of tensors
+methods.py, axis_methods.py
+               more of PyTorch's methods of tensors: elementwise, and along axes
+functional.py, functional_arrays.py, functional_losses.py
+               the operations as functions of tensors
 random.py      counter-based random streams
 flat.py        all parameters, and all gradients, as one vector each
 gradcheck.py   recorded gradients against central differences
@@ -16,6 +19,8 @@ gradcheck.py   recorded gradients against central differences
 from __future__ import annotations
 
 from ddp_bp.engine.flat import FlatParameters, Slot
+from ddp_bp.engine.functional import maximum, minimum, where
+from ddp_bp.engine.functional_arrays import broadcast_tensors, cat, einsum, split, stack
 from ddp_bp.engine.gradcheck import gradcheck
 from ddp_bp.engine.graph import is_grad_enabled, no_grad
 from ddp_bp.engine.ops import OPERATIONS
@@ -28,11 +33,19 @@ __all__ = [
     "Parameter",
     "Slot",
     "Tensor",
+    "broadcast_tensors",
+    "cat",
+    "einsum",
     "generator",
     "gradcheck",
     "is_grad_enabled",
     "manual_seed",
+    "maximum",
+    "minimum",
     "no_grad",
     "random_stream",
+    "split",
+    "stack",
     "tensor",
+    "where",
 ]

@@ -41,6 +41,14 @@ def sizes(given: tuple[int | tuple[int, ...], ...]) -> tuple[int, ...]:
     return tuple(given)  # type: ignore[arg-type]
 
 
+def kept_sizes(given: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`given` with each -1 replaced by the side of `shape` below it, counted from the last axis."""
+    if -1 not in given:
+        return given
+    num_new = len(given) - len(shape)
+    return tuple(shape[axis - num_new] if size == -1 and axis >= num_new else size for axis, size in enumerate(given))
+
+
 def index(given: object) -> tuple[Any, ...]:
     """An index as a tuple of what NumPy takes. Index arrays are copied, since backward reads them."""
     entries: list[Any] = []

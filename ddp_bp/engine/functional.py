@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddp_bp.engine import random
-from ddp_bp.engine.ops import arithmetic, losses, noise, product, shaping
+from ddp_bp.engine.methods import Operand
+from ddp_bp.engine.ops import noise, product, shaping
 from ddp_bp.engine.ops.operation import Array
-from ddp_bp.engine.tensor import Tensor, apply
+from ddp_bp.engine.tensor import Tensor, apply, tensor
 from ddp_bp.errors import InputError, ShapeError
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -20,17 +21,24 @@ def as_tensor(value: Tensor | Array) -> Tensor:
     return value if isinstance(value, Tensor) else Tensor(value)
 
 
-def maximum(input: Tensor, other: Tensor) -> Tensor:
-    return apply(arithmetic.MAXIMUM, (input, other))
+def maximum(input: Tensor, other: Operand) -> Tensor:
+    """The larger of each pair; equal ones share the gradient."""
+    return input.maximum(other)
 
 
-def minimum(input: Tensor, other: Tensor) -> Tensor:
-    return apply(arithmetic.MINIMUM, (input, other))
+def minimum(input: Tensor, other: Operand) -> Tensor:
+    """The smaller of each pair; equal ones share the gradient."""
+    return input.minimum(other)
 
 
-def where(condition: Tensor, input: Tensor, other: Tensor) -> Tensor:
-    """`input` where the boolean `condition` holds, `other` elsewhere; the three broadcast together."""
-    return apply(arithmetic.WHERE, (condition, input, other))
+def where(condition: Tensor, input: Operand, other: Operand) -> Tensor:
+    """`input` where the boolean `condition` holds, `other` elsewhere; the three broadcast together.
+
+    A number takes the dtype of the tensor beside it, unless that would cut it.
+    """
+    if not isinstance(input, Tensor):
+        input = (other if isinstance(other, Tensor) else tensor(other))._beside(input)
+    return input.where(condition, other)
 
 
 def concatenate(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -53,18 +61,6 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
         return input
     uniform = random.generator().random(input.shape, np.float32)
     return apply(noise.DROPOUT, (input, Tensor(np.asarray(uniform))), (p,))
-
-
-def cross_entropy(input: Tensor, target: Tensor | Array, *, reduction: str = "mean") -> Tensor:
-    """The negative log-likelihood of class numbers `target` (N,) under softmax of logits `input` (N, C)."""
-    check_reduction("cross_entropy", reduction)
-    return apply(losses.CROSS_ENTROPY, (input, as_tensor(target)), (reduction,))
-
-
-def mse_loss(input: Tensor, target: Tensor | Array, *, reduction: str = "mean") -> Tensor:
-    """The squared differences of two tensors of one shape."""
-    check_reduction("mse_loss", reduction)
-    return apply(losses.MSE_LOSS, (input, as_tensor(target)), (reduction,))
 
 
 def check_reduction(name: str, reduction: str) -> None:

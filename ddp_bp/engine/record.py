@@ -42,7 +42,7 @@ def record(result: Value, operation: Operation, inputs: tuple[Value, ...], optio
         if any(edges):
             # The versions of everything the vjp will read, as they are now.
             versions: list[tuple[Version, int]] = []
-            for position in operation.reads:
+            for position in range(len(inputs)) if operation.reads_all else operation.reads:
                 version = inputs[position]._version
                 versions.append((version, version[0]))
             if operation.reads_output:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ddp_bp.engine import arguments, inplace
+from ddp_bp.engine.axis_methods import AxisMethods
 from ddp_bp.engine.graph import Version
+from ddp_bp.engine.methods import ElementwiseMethods, Operand
 from ddp_bp.engine.ops import arithmetic, functions, losses, product, reduction, shaping
 from ddp_bp.engine.ops.operation import Array, Operation
 from ddp_bp.engine.ops.reduction import Axes
@@ -21,16 +23,22 @@ from ddp_bp.engine.record import record
 from ddp_bp.engine.value import Value
 from ddp_bp.errors import ShapeError
 
-Operand: TypeAlias = "Tensor | float | npt.NDArray[Any] | np.generic"
 
-
-class Tensor(Value):
+class Tensor(ElementwiseMethods, AxisMethods):
     """An array that operations on it are recorded for, so that `backward` can give gradients.
 
     `data` is used as it is, without a copy; `tensor()` copies. Only floating tensors can require a gradient.
     """
 
     __slots__ = ()
+
+    def _apply(self, operation: Operation, others: tuple[Value, ...] = (), options: tuple[Any, ...] = ()) -> Tensor:
+        result = _new(Tensor)
+        record(result, operation, (self, *others), options)
+        return result
+
+    def _beside(self, other: object) -> Tensor:
+        return _operand(other, self)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[position] for position in range(len(self)))
@@ -136,11 +144,6 @@ class Tensor(Value):
     def log_softmax(self, dim: int) -> Tensor:
         return apply(losses.LOG_SOFTMAX, (self,), (dim,))
 
-    def to(self, dtype: npt.DTypeLike) -> Tensor:
-        """This tensor if it has `dtype` already, else a recorded copy of that dtype."""
-        wanted = np.dtype(dtype)
-        return self if wanted == self.dtype else apply(functions.CAST, (self,), (wanted,))
-
     def clone(self) -> Tensor:
         return apply(shaping.CLONE, (self,))
 
@@ -197,7 +200,8 @@ class Tensor(Value):
         return self.permute(tuple(reversed(range(self.ndim))))
 
     def expand(self, *sizes: int | tuple[int, ...]) -> Tensor:
-        return apply(shaping.EXPAND, (self,), (arguments.sizes(sizes),))
+        """Broadcast to these sizes, where -1 keeps the length of an axis."""
+        return apply(shaping.EXPAND, (self,), (arguments.kept_sizes(arguments.sizes(sizes), self.shape),))
 
     def __getitem__(self, index: object) -> Tensor:
         return apply(shaping.GETITEM, (self,), (arguments.index(index),))

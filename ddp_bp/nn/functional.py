@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from ddp_bp.engine.functional import cross_entropy, dropout, linear, mse_loss
+from ddp_bp.engine.functional import dropout, linear
+from ddp_bp.engine.functional_arrays import pad
+from ddp_bp.engine.functional_losses import (
+    binary_cross_entropy_with_logits,
+    cosine_embedding_loss,
+    cross_entropy,
+    huber_loss,
+    kl_div,
+    l1_loss,
+    mse_loss,
+    nll_loss,
+    smooth_l1_loss,
+)
 from ddp_bp.engine.tensor import Tensor
 
 
@@ -27,13 +39,21 @@ def log_softmax(input: Tensor, dim: int) -> Tensor:
 
 
 __all__ = [
+    "binary_cross_entropy_with_logits",
+    "cosine_embedding_loss",
     "cross_entropy",
     "dropout",
+    "huber_loss",
+    "kl_div",
+    "l1_loss",
     "linear",
     "log_softmax",
     "mse_loss",
+    "nll_loss",
+    "pad",
     "relu",
     "sigmoid",
+    "smooth_l1_loss",
     "softmax",
     "tanh",
 ]

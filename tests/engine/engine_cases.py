@@ -157,22 +157,6 @@ def affine(draw: Any) -> Drawn:
     return inputs, ()
 
 
-reductions = st.sampled_from(["none", "sum", "mean"])
-
-
-@st.composite
-def classified(draw: Any) -> Drawn:
-    num_rows, num_classes = draw(positive_sides), draw(positive_sides)
-    target = np.random.default_rng(draw(seeds)).integers(0, num_classes, num_rows)
-    return [numbers((num_rows, num_classes), draw(seeds)), target], (draw(reductions),)
-
-
-@st.composite
-def compared(draw: Any) -> Drawn:
-    shape = draw(positive_shapes)
-    return [numbers(shape, draw(seeds)), numbers(shape, draw(seeds))], (draw(reductions),)
-
-
 @st.composite
 def dropped(draw: Any) -> Drawn:
     a = numbers(draw(shapes), draw(seeds))
@@ -283,28 +267,6 @@ CASES: dict[str, Case] = {
             ([A, A.astype(np.float32)], ()),
             ([A, A, np.ones(2, np.float32)], ()),
         ],
-    ),
-    "softmax": Case(
-        along_axis(), lambda torch, a, axis: torch.softmax(a, axis), [([A], (2,)), ([np.ones((2, 0))], (1,))]
-    ),
-    "log_softmax": Case(
-        along_axis(), lambda torch, a, axis: torch.log_softmax(a, axis), [([A], (2,)), ([np.ones((2, 0))], (1,))]
-    ),
-    "cross_entropy": Case(
-        classified(),
-        lambda torch, a, target, reduction: torch.nn.functional.cross_entropy(a, target, reduction=reduction),
-        [
-            ([A, np.array([0, 3])], ("sum",)),
-            ([A, np.array([0, -1])], ("sum",)),
-            ([A, np.array([0, 1, 2])], ("sum",)),
-            ([A, np.array([0.0, 1.0])], ("sum",)),
-            ([A[0], np.array([0, 1])], ("sum",)),
-        ],
-    ),
-    "mse_loss": Case(
-        compared(),
-        lambda torch, a, b, reduction: torch.nn.functional.mse_loss(a, b, reduction=reduction),
-        [([np.ones((3, 1)), np.ones(3)], ("mean",)), ([A, A.astype(np.int64)], ("mean",))],
     ),
     "dropout": Case(
         dropped(),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import engine_cases
+import engine_cases_arrays
+import engine_cases_losses
 import numpy as np
 import pytest
-from engine_cases import CASES, Case
+from engine_cases import Case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +18,12 @@ from ddp_bp.engine import OPERATIONS, Tensor, gradcheck, no_grad
 from ddp_bp.engine.ops.operation import Operation
 from ddp_bp.engine.tensor import apply
 from ddp_bp.errors import EngineError, GraphError
+
+CASES: dict[str, Case] = {
+    **engine_cases.CASES,
+    **engine_cases_arrays.CASES,
+    **engine_cases_losses.CASES,
+}
 
 few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 every_operation = pytest.mark.parametrize("name", sorted(OPERATIONS))
@@ -167,6 +176,7 @@ def test_every_operation_refuses_something() -> None:
 
 
 @pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 1e-5)])
 @every_operation
 def test_agrees_with_pytorch(name: str, dtype: Any, tolerance: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import loss_cases
 import numpy as np
 import pytest
 
@@ -23,10 +24,6 @@ MODULES = {
     "Flatten": ((), (3, 5, 2)),
     "Identity": ((), (3, 5)),
 }
-LOSSES = {
-    "CrossEntropyLoss": lambda rng: (rng.standard_normal((6, 4)), rng.integers(0, 4, 6)),
-    "MSELoss": lambda rng: (rng.standard_normal((6, 4)), rng.standard_normal((6, 4))),
-}
 # Random or made of others: covered by tests of their own.
 ELSEWHERE = {"Buffer", "Dropout", "Loss", "Module", "Parameter", "Sequential"}
 
@@ -35,7 +32,7 @@ precisions = pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10
 
 def test_every_exported_class_is_compared() -> None:
     classes = {name for name in nn.__all__ if inspect.isclass(getattr(nn, name))}
-    assert classes == set(MODULES) | set(LOSSES) | ELSEWHERE
+    assert classes == set(MODULES) | {case.name for case in loss_cases.CASES} | ELSEWHERE
 
 
 def copy_to_torch(ours: nn.Module, theirs: Any) -> None:
@@ -63,20 +60,32 @@ def test_modules(name: str, dtype: Any, tolerance: float) -> None:
     assert str(ours) == str(theirs)
 
 
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 @precisions
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("name", LOSSES)
-def test_losses(name: str, reduction: str, dtype: Any, tolerance: float) -> None:
-    output, target = LOSSES[name](np.random.default_rng(0))
-    output = output.astype(dtype)
-    target = target if target.dtype == np.int64 else target.astype(dtype)
-    x, t = ddp.tensor(output, requires_grad=True), torch.tensor(output, requires_grad=True)
-    loss = getattr(nn, name)(reduction=reduction)(x, ddp.tensor(target))
-    expected = getattr(torch.nn, name)(reduction=reduction)(t, torch.tensor(target))
+@pytest.mark.parametrize("case", loss_cases.CASES, ids=lambda case: f"{case.name}-{'-'.join(case.arguments)}")
+def test_losses(case: loss_cases.LossCase, reduction: str, dtype: Any, tolerance: float) -> None:
+    arguments = {"reduction": reduction, **case.arguments}
+    theirs = {
+        name: torch.tensor(value.astype(dtype)) if isinstance(value, np.ndarray) else value
+        for name, value in arguments.items()
+    }
+    batch = [a if a.dtype == np.int64 else a.astype(dtype) for a in case.batch(np.random.default_rng(0), 6)]
+    differentiated = [a.dtype != np.int64 and not case.name.startswith("CrossEntropy") for a in batch]
+    differentiated[0] = True
+    xs = [ddp.tensor(a, requires_grad=d) for a, d in zip(batch, differentiated, strict=True)]
+    ts = [torch.tensor(a, requires_grad=d) for a, d in zip(batch, differentiated, strict=True)]
+    ours = getattr(nn, case.name)(**arguments)
+    loss, expected = ours(*xs), getattr(torch.nn, case.name)(**theirs)(*ts)
     np.testing.assert_allclose(loss.numpy(), expected.detach().numpy(), rtol=tolerance, atol=tolerance)
     loss.sum().backward()
     expected.sum().backward()
-    np.testing.assert_allclose(x.grad, t.grad.numpy(), rtol=tolerance, atol=tolerance)
+    for x, t, d in zip(xs, ts, differentiated, strict=True):
+        if d:
+            np.testing.assert_allclose(x.grad, t.grad.numpy(), rtol=tolerance, atol=tolerance)
+    if reduction == "mean":
+        total, count = ours.total(*xs)
+        assert total.item() / count == pytest.approx(expected.item(), rel=tolerance)
 
 
 def test_default_initialisation_has_the_same_range() -> None:
@@ -95,6 +104,26 @@ def test_state_goes_both_ways() -> None:
     fresh = mlp((4, 2), 3, hidden=[5])
     copy_to_torch(fresh, theirs)
     np.testing.assert_allclose(fresh(ddp.tensor(data)).numpy(), theirs(torch.tensor(data)).detach().numpy(), atol=1e-5)
+
+
+def signature_of(function: Any) -> dict[str, inspect.Parameter] | None:
+    """The parameters of a function of PyTorch, or None where Python cannot see them."""
+    try:
+        parameters = dict(inspect.signature(function).parameters)
+    except ValueError:
+        return None
+    return None if "args" in parameters else parameters
+
+
+def test_functions_and_losses_take_pytorchs_arguments_and_defaults() -> None:
+    pairs = [(getattr(nn, case.name), getattr(torch.nn, case.name)) for case in loss_cases.CASES]
+    for name in nn.functional.__all__:
+        pairs.append((getattr(nn.functional, name), getattr(torch.nn.functional, name)))
+    for ours, theirs in pairs:
+        wanted = signature_of(theirs)
+        for name, parameter in inspect.signature(ours).parameters.items() if wanted else ():
+            assert name in wanted, (ours, name)
+            assert parameter.default in (wanted[name].default, inspect.Parameter.empty), (ours, name)
 
 
 def test_arguments_come_in_pytorchs_order() -> None:

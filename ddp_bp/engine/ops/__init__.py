@@ -5,13 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ddp_bp.engine.ops import arithmetic, functions, losses, noise, product, reduction, shaping
+from ddp_bp.engine.ops import (
+    arithmetic,
+    classification,
+    divergence,
+    einsum,
+    functions,
+    indexing,
+    joining,
+    losses,
+    noise,
+    product,
+    reduction,
+    shaping,
+    special,
+    statistics,
+    stepwise,
+)
 from ddp_bp.engine.ops.operation import Operation
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
         operation.name: operation
-        for module in (arithmetic, functions, reduction, shaping, product, losses, noise)
+        for module in (
+            *(arithmetic, functions, reduction, shaping, product, losses, noise),
+            *(special, stepwise, statistics, indexing, joining, einsum, classification, divergence),
+        )
         for operation in module.OPERATIONS
     }
 )

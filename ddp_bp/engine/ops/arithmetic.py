@@ -11,7 +11,7 @@ from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, unbr
 _BROADCAST = "two arrays of numbers whose shapes broadcast together"
 
 
-def _promote(a: Array, b: Array) -> tuple[Array, Array]:
+def promote(a: Array, b: Array) -> tuple[Array, Array]:
     """Integers beside floats take the floats' dtype, as in PyTorch; NumPy would make int64 and float32 a float64."""
     if a.dtype is not b.dtype and (a.dtype.kind == "f") != (b.dtype.kind == "f"):
         return (a, b.astype(a.dtype)) if a.dtype.kind == "f" else (a.astype(b.dtype), b)
@@ -19,7 +19,7 @@ def _promote(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def _add(a: Array, b: Array) -> tuple[Array, Any]:
-    a, b = _promote(a, b)
+    a, b = promote(a, b)
     return np.add(a, b), (a.shape, b.shape)
 
 
@@ -31,7 +31,7 @@ def _add_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
 
 
 def _sub(a: Array, b: Array) -> tuple[Array, Any]:
-    a, b = _promote(a, b)
+    a, b = promote(a, b)
     return np.subtract(a, b), (a.shape, b.shape)
 
 
@@ -43,7 +43,7 @@ def _sub_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
 
 
 def _mul(a: Array, b: Array) -> tuple[Array, Any]:
-    a, b = _promote(a, b)
+    a, b = promote(a, b)
     return np.multiply(a, b), (a, b)
 
 
@@ -56,7 +56,7 @@ def _mul_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
 
 
 def _div(a: Array, b: Array) -> tuple[Array, Any]:
-    a, b = _promote(a, b)
+    a, b = promote(a, b)
     with np.errstate(divide="ignore", invalid="ignore"):
         output = np.true_divide(a, b)
     return output if a.dtype.kind == "f" else output.astype(np.float32), (a, b)
@@ -71,7 +71,7 @@ def _div_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
 
 
 def _pow(a: Array, b: Array) -> tuple[Array, Any]:
-    a, b = _promote(a, b)
+    a, b = promote(a, b)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.power(a, b), (a, b)
 
@@ -92,12 +92,12 @@ def _pow_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
 
 
 def _maximum(a: Array, b: Array) -> tuple[Array, Any]:
-    a, b = _promote(a, b)
+    a, b = promote(a, b)
     return np.maximum(a, b), (a, b)
 
 
 def _minimum(a: Array, b: Array) -> tuple[Array, Any]:
-    a, b = _promote(a, b)
+    a, b = promote(a, b)
     return np.minimum(a, b), (a, b)
 
 
@@ -126,7 +126,7 @@ def _minimum_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
 def _where(condition: Array, a: Array, b: Array) -> tuple[Array, Any]:
     if condition.dtype.kind != "b":
         raise TypeError("the condition is not boolean")
-    a, b = _promote(a, b)
+    a, b = promote(a, b)
     return np.where(condition, a, b), (condition, a.shape, b.shape)
 
 
@@ -140,32 +140,32 @@ def _where_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
 
 
 def _eq(a: Array, b: Array) -> tuple[Array, Any]:
-    a, b = _promote(a, b)
+    a, b = promote(a, b)
     return np.equal(a, b), None
 
 
 def _ne(a: Array, b: Array) -> tuple[Array, Any]:
-    a, b = _promote(a, b)
+    a, b = promote(a, b)
     return np.not_equal(a, b), None
 
 
 def _lt(a: Array, b: Array) -> tuple[Array, Any]:
-    a, b = _promote(a, b)
+    a, b = promote(a, b)
     return np.less(a, b), None
 
 
 def _le(a: Array, b: Array) -> tuple[Array, Any]:
-    a, b = _promote(a, b)
+    a, b = promote(a, b)
     return np.less_equal(a, b), None
 
 
 def _gt(a: Array, b: Array) -> tuple[Array, Any]:
-    a, b = _promote(a, b)
+    a, b = promote(a, b)
     return np.greater(a, b), None
 
 
 def _ge(a: Array, b: Array) -> tuple[Array, Any]:
-    a, b = _promote(a, b)
+    a, b = promote(a, b)
     return np.greater_equal(a, b), None
 
 

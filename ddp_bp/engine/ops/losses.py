@@ -1,4 +1,4 @@
-"""Softmax and the losses that are computed in one piece for precision and speed.
+"""Softmax, and the losses that compare an output with a target element by element.
 
 A loss's `reduction` is "none", "sum" or "mean"; the mean divides by the number of elements that the sum adds.
 """
@@ -43,89 +43,97 @@ def _log_softmax_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  #
     return (result,)
 
 
-def _class_indices(logits: Array, target: Array) -> Array:
-    """`target` as (N,) of native integers, after checking it against `logits` (N, C)."""
-    if logits.ndim != 2 or target.shape != logits.shape[:1]:
-        raise ShapeError(
-            f"cross_entropy got logits of {describe(logits)} with a target of {describe(target)}; "
-            "it takes logits (N, C) with a target (N,) of class numbers"
-        )
-    if target.dtype.kind not in "iu" or logits.dtype.kind != "f":
-        raise DtypeError(
-            f"cross_entropy got logits of {logits.dtype} with a target of {target.dtype}; "
-            "it takes floating logits with a target of integer class numbers"
-        )
-    indices = target.astype(np.intp)
-    # Seen as unsigned, a negative number is large: one comparison checks both ends.
-    if indices.size and np.maximum.reduce(indices.view(np.uintp)) >= logits.shape[1]:
-        raise ShapeError(
-            f"cross_entropy got class numbers from {indices.min()} to {indices.max()} with logits of "
-            f"{describe(logits)}; it takes class numbers in [0, {logits.shape[1]})"
-        )
-    return indices
-
-
-def _cross_entropy(logits: Array, target: Array, reduction: str) -> tuple[Array, Any]:
-    indices = _class_indices(logits, target)
-    num_rows = len(indices)
-    rows = np.arange(num_rows)
-    if logits.size == 0:
-        losses = np.zeros(num_rows, logits.dtype)
-        exponentials = np.zeros_like(logits)
-        totals = np.ones((num_rows, 1), logits.dtype)
-    else:
-        exponentials = logits - np.maximum.reduce(logits, axis=1, keepdims=True)
-        picked = exponentials[rows, indices]
-        np.exp(exponentials, out=exponentials)
-        totals = np.add.reduce(exponentials, axis=1, keepdims=True)
-        losses = np.log(totals[:, 0])
-        losses -= picked
-    saved = (exponentials, totals, rows, indices, reduction)
-    return _reduce(losses, reduction), saved
-
-
-def _cross_entropy_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  # noqa: ARG001
-    exponentials, totals, rows, indices, reduction = saved
-    result = exponentials / totals
-    result[rows, indices] -= 1
-    if reduction == "none":
-        gradient = gradient[:, None]
-    elif reduction == "mean":
-        gradient = gradient / max(len(rows), 1)
-    result *= gradient
-    return result, None
-
-
-def _reduce(losses: Array, reduction: str) -> Array:
+def reduced(losses: Array, reduction: str, count: float | None = None) -> Array:
+    """`losses`, their sum, or their mean, which divides by `count` or else by the number of losses."""
     if reduction == "none":
         return losses
     total: Array = np.asarray(np.add.reduce(losses, axis=None))
     if reduction == "sum":
         return total
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.divide(total, losses.size))
+    count = losses.size if count is None else count
+    return np.asarray(total / count) if count else np.full((), np.nan, total.dtype)
 
 
-def _mse(output: Array, target: Array, reduction: str) -> tuple[Array, Any]:
+def of_each(gradient: Array, reduction: str, count: float) -> Array:
+    """The gradient of each loss, or one for all of them, from that of what `reduced` made of them."""
+    return np.asarray(gradient / count) if reduction == "mean" and count else gradient
+
+
+def check_alike(name: str, output: Array, target: Array) -> None:
+    """Raises ShapeError or DtypeError unless both are floating and of one shape."""
     if output.shape != target.shape:
         raise ShapeError(
-            f"mse_loss got an output of {describe(output)} with a target of {describe(target)}; it takes equal "
+            f"{name} got an output of {describe(output)} with a target of {describe(target)}; it takes equal "
             "shapes, since broadcasting here would compare every element with every other"
         )
     if output.dtype.kind != "f" or target.dtype.kind != "f":
-        raise DtypeError(f"mse_loss got {output.dtype} with a target of {target.dtype}; it takes floating dtypes")
+        raise DtypeError(f"{name} got {output.dtype} with a target of {target.dtype}; it takes floating dtypes")
+
+
+def _both(gradient: Array, needs: Needs) -> Gradients:
+    """The gradients of an output and a target whose difference has `gradient`."""
+    return gradient if needs[0] else None, np.negative(gradient) if needs[1] else None
+
+
+def _mse(output: Array, target: Array, reduction: str) -> tuple[Array, Any]:
+    check_alike("mse_loss", output, target)
     difference = np.asarray(output - target)
-    return _reduce(np.square(difference), reduction), (difference, reduction)
+    return reduced(np.square(difference), reduction), (difference, reduction)
 
 
 def _mse_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
     difference, reduction = saved
     scale = 2.0 / max(difference.size, 1) if reduction == "mean" else 2.0
-    result = difference * (gradient * scale)
-    return result if needs[0] else None, np.negative(result) if needs[1] else None
+    return _both(difference * (gradient * scale), needs)
 
 
-_REDUCTION = "and a reduction among 'none', 'sum' and 'mean'"
+def _l1(output: Array, target: Array, reduction: str) -> tuple[Array, Any]:
+    check_alike("l1_loss", output, target)
+    difference = np.asarray(output - target)
+    return reduced(np.abs(difference), reduction), (difference, reduction)
+
+
+def _l1_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
+    difference, reduction = saved
+    return _both(np.sign(difference) * of_each(gradient, reduction, difference.size), needs)
+
+
+def _huber_of(difference: Array, delta: float) -> Array:
+    """Half the square up to `delta`, and the tangent from there."""
+    size = np.abs(difference)
+    bounded = np.asarray(np.minimum(size, delta))
+    losses = np.asarray(bounded * -0.5)
+    losses += size
+    losses *= bounded
+    return losses
+
+
+def _huber(output: Array, target: Array, reduction: str, delta: float) -> tuple[Array, Any]:
+    check_alike("huber_loss", output, target)
+    difference = np.asarray(output - target)
+    return reduced(_huber_of(difference, delta), reduction), (difference, reduction, delta)
+
+
+def _huber_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
+    difference, reduction, delta = saved
+    slope = np.clip(difference, -delta, delta)
+    return _both(slope * of_each(gradient, reduction, difference.size), needs)
+
+
+def _smooth_l1(output: Array, target: Array, reduction: str, beta: float) -> tuple[Array, Any]:
+    check_alike("smooth_l1_loss", output, target)
+    difference = np.asarray(output - target)
+    losses = _huber_of(difference, beta) / beta if beta else np.abs(difference)
+    return reduced(np.asarray(losses), reduction), (difference, reduction, beta)
+
+
+def _smooth_l1_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
+    difference, reduction, beta = saved
+    slope = np.clip(difference / beta, -1, 1) if beta else np.sign(difference)
+    return _both(slope * of_each(gradient, reduction, difference.size), needs)
+
+
+REDUCTION = "and a reduction among 'none', 'sum' and 'mean'"
 
 SOFTMAX = Operation(
     "softmax", _softmax, _softmax_vjp, "floats, not empty along one axis in [-ndim, ndim)", reads_output=True
@@ -137,12 +145,11 @@ LOG_SOFTMAX = Operation(
     "floats, not empty along one axis in [-ndim, ndim)",
     reads_output=True,
 )
-CROSS_ENTROPY = Operation(
-    "cross_entropy",
-    _cross_entropy,
-    _cross_entropy_vjp,
-    f"logits (N, C), a target (N,) of class numbers {_REDUCTION}",
+MSE_LOSS = Operation("mse_loss", _mse, _mse_vjp, f"an output and a target of one shape {REDUCTION}")
+L1_LOSS = Operation("l1_loss", _l1, _l1_vjp, f"an output and a target of one shape {REDUCTION}")
+HUBER_LOSS = Operation("huber_loss", _huber, _huber_vjp, f"an output and a target of one shape {REDUCTION}")
+SMOOTH_L1_LOSS = Operation(
+    "smooth_l1_loss", _smooth_l1, _smooth_l1_vjp, f"an output and a target of one shape {REDUCTION}"
 )
-MSE_LOSS = Operation("mse_loss", _mse, _mse_vjp, f"an output and a target of one shape {_REDUCTION}")
 
-OPERATIONS = (SOFTMAX, LOG_SOFTMAX, CROSS_ENTROPY, MSE_LOSS)
+OPERATIONS = (SOFTMAX, LOG_SOFTMAX, MSE_LOSS, L1_LOSS, HUBER_LOSS, SMOOTH_L1_LOSS)

@@ -37,6 +37,8 @@ class Operation:
     expects: str
     reads: tuple[int, ...] = ()
     """Positions of the inputs whose arrays are in `saved`."""
+    reads_all: bool = False
+    """Whether the arrays of all inputs are in `saved`, however many there are."""
     reads_output: bool = False
     """Whether the output's array is in `saved`."""
     writes: tuple[int, ...] = ()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ddp_bp.engine.ops.indexing import may_repeat, positions_of, scatter_add
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, unbroadcast
 
 
@@ -33,22 +34,16 @@ def _expand_vjp(gradient: Array, shape: Any, needs: Needs) -> Gradients:  # noqa
     return (unbroadcast(gradient, shape),)
 
 
-def is_basic(index: tuple[Any, ...]) -> bool:
-    """Whether `index` selects no element twice and gives a view: slices, integers, None and Ellipsis only."""
-    return not any(isinstance(entry, np.ndarray | bool | np.bool_) for entry in index)
-
-
 def _getitem(a: Array, index: tuple[Any, ...]) -> tuple[Array, Any]:
     return a[index], (a.shape, index)
 
 
 def _getitem_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  # noqa: ARG001
     shape, index = saved
+    if may_repeat(index):
+        return (scatter_add(shape, positions_of(shape, index), gradient),)
     output = np.zeros(shape, gradient.dtype)
-    if is_basic(index):
-        output[index] = gradient
-    else:
-        np.add.at(output, index, gradient)
+    output[index] = gradient
     return (output,)
 
 
