@@ -1,16 +1,19 @@
-"""Optimizers over flat vectors, with PyTorch's names, arguments and defaults.
+"""Optimizers over flat vectors, with PyTorch's names, arguments and defaults; clipping; averaging.
 
 optimizer.py      what all optimizers share; sgd, adam, nadam, rmsprop, adagrad and lion are one file each
 layerwise.py      the two phases of lars and lamb, which need norms of whole parameters
 settings.py       what each setting may be, and groups of parameters with settings of their own
 state.py          state vectors as named arrays
-rows.py           sums of squares that no cut among ranks can change
+clip.py, rows.py  gradient clipping; sums of squares that no cut among ranks can change
+average.py        the exponential moving average of the weights
 """
 
 from __future__ import annotations
 
 from ddp_bp.optim.adagrad import Adadelta, Adagrad
 from ddp_bp.optim.adam import Adam, AdamW
+from ddp_bp.optim.average import ExponentialMovingAverage
+from ddp_bp.optim.clip import clip_coefficient, clip_grad_norm_, clip_grad_value_, clip_value_
 from ddp_bp.optim.lamb import LAMB
 from ddp_bp.optim.lars import LARS
 from ddp_bp.optim.layerwise import LayerwiseOptimizer
@@ -30,10 +33,15 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "ExponentialMovingAverage",
     "LayerwiseOptimizer",
     "Lion",
     "NAdam",
     "Optimizer",
     "RMSprop",
+    "clip_coefficient",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "clip_value_",
     "row_square_sums",
 ]
