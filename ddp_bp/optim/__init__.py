@@ -1,15 +1,17 @@
-"""Optimizers over flat vectors, with PyTorch's names, arguments and defaults; clipping; averaging.
+"""Optimizers over flat vectors, with PyTorch's names, arguments and defaults; learning rates; clipping; averaging.
 
 optimizer.py      what all optimizers share; sgd, adam, nadam, rmsprop, adagrad and lion are one file each
 layerwise.py      the two phases of lars and lamb, which need norms of whole parameters
 settings.py       what each setting may be, and groups of parameters with settings of their own
 state.py          state vectors as named arrays
+lr_scheduler/     learning rates as functions of the step
 clip.py, rows.py  gradient clipping; sums of squares that no cut among ranks can change
 average.py        the exponential moving average of the weights
 """
 
 from __future__ import annotations
 
+from ddp_bp.optim import lr_scheduler
 from ddp_bp.optim.adagrad import Adadelta, Adagrad
 from ddp_bp.optim.adam import Adam, AdamW
 from ddp_bp.optim.average import ExponentialMovingAverage
@@ -43,5 +45,6 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_value_",
+    "lr_scheduler",
     "row_square_sums",
 ]
