@@ -70,6 +70,23 @@ class FlatParameters:
         self._gradient_views = self._split(self.gradient)
         self._adopt_gradients()
 
+    @classmethod
+    def of(cls, params: FlatParameters | Iterable[tuple[str, Parameter] | Parameter]) -> FlatParameters:
+        """`params` as FlatParameters; where they make up a whole vector already, they stay in it, in its order.
+
+        So several users of the same parameters (an optimizer with groups, an average of the weights) agree on one
+        vector, whatever the order in which each was given them.
+        """
+        if isinstance(params, FlatParameters):
+            return params
+        named = _distinct(params)
+        home = named[0][1]._flat
+        if isinstance(home, FlatParameters) and home.is_home() and len(home.parameters) == len(named):
+            position = {id(parameter): place for place, parameter in enumerate(home.parameters)}
+            if all(id(parameter) in position for _, parameter in named):
+                named.sort(key=lambda item: position[id(item[1])])
+        return cls(named)
+
     def bind_gradient(self, buffer: Array) -> None:
         """Sends the gradients of the next backward calls into `buffer` (P,), and marks every parameter as having none.
 
@@ -108,6 +125,18 @@ class FlatParameters:
     def mark_changed(self) -> None:
         """Tells the graph that `data` was written to: values recorded before can no longer be used by backward."""
         self._version[0] += 1
+
+    def is_home(self) -> bool:
+        """Whether the parameters still are views into `data`: making another FlatParameters may have moved them."""
+        return all(parameter._version is self._version for parameter in self.parameters)
+
+    def check_home(self, user: str) -> None:
+        """Raises InputError, in the name of `user`, if the parameters have moved away: `data` would be a stale copy."""
+        if not self.is_home():
+            raise InputError(
+                f"{user}: its parameters have moved to another vector, with another optimizer or FlatParameters that "
+                "was made later for some of them. Make one for all parameters, with groups if need be, and share it"
+            )
 
     def zero_grad(self) -> None:
         """Marks every parameter as having no gradient; clears no memory."""

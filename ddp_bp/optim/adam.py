@@ -1,16 +1,18 @@
-"""Adam and AdamW, after torch.optim."""
+"""Adam, AdamW and NAdam, after torch.optim."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ddp_bp.engine.flat import FlatParameters
-from ddp_bp.engine.tensor import Parameter
-from ddp_bp.optim.optimizer import Allocate, Block, Optimizer, in_unit_interval, non_negative
+from ddp_bp.engine.ops.operation import Array
+from ddp_bp.optim.optimizer import Block, Optimizer, Rule, decay
+from ddp_bp.optim.settings import Check, Params, flag, non_negative, two_betas
+from ddp_bp.optim.state import Allocate
 
 
 class Adam(Optimizer):
@@ -19,51 +21,70 @@ class Adam(Optimizer):
     exp_avg    += (1 - beta1) * (g - exp_avg)
     exp_avg_sq  = beta2 * exp_avg_sq + (1 - beta2) * g**2
     p -= lr * (exp_avg / (1 - beta1**t)) / (sqrt(exp_avg_sq / (1 - beta2**t)) + eps)
+
+    With `amsgrad`, the largest exp_avg_sq so far takes its place in the last line (Reddi et al., 2018).
     """
 
-    state_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    checks: ClassVar[Mapping[str, Check]] = MappingProxyType(
+        {
+            "lr": non_negative,
+            "betas": two_betas,
+            "eps": non_negative,
+            "weight_decay": non_negative,
+            "amsgrad": flag,
+            "maximize": flag,
+        }
+    )
     # Whether weight decay shrinks the parameters themselves instead of entering the gradient.
     decoupled: ClassVar[bool] = False
 
     def __init__(
         self,
-        params: FlatParameters | Iterable[tuple[str, Parameter] | Parameter],
+        params: Params,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        amsgrad: bool = False,
         *,
+        maximize: bool = False,
         allocate: Allocate | None = None,
     ) -> None:
-        self.betas = (in_unit_interval("betas[0]", betas[0]), in_unit_interval("betas[1]", betas[1]))
-        self.eps = non_negative("eps", eps)
-        self.weight_decay = non_negative("weight_decay", weight_decay)
-        super().__init__(params, lr, allocate)
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, allocate)
 
-    def _step_rule(self) -> Callable[[Block], None]:
-        beta1, beta2 = self.betas
+    def _kept_state(self, settings: Mapping[str, Any]) -> Sequence[str]:
+        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if settings["amsgrad"] else ("exp_avg", "exp_avg_sq")
+
+    def _step_rule(self, settings: Mapping[str, Any]) -> Rule:
+        lr, (beta1, beta2), weight_decay = settings["lr"], settings["betas"], settings["weight_decay"]
         step = self.num_steps + 1
         # Both corrections are moved out of the elements: m' / (sqrt(v') + eps) = scale * m / (sqrt(v) + eps * root).
         root = math.sqrt(1.0 - beta2**step)
-        scale = self.lr * root / (1.0 - beta1**step)
-        eps = self.eps * root
-        added_decay = 0.0 if self.decoupled else self.weight_decay
-        shrink = 1.0 - self.lr * self.weight_decay if self.decoupled else 1.0
+        scale = lr * root / (1.0 - beta1**step)
+        eps = settings["eps"] * root
+        amsgrad = settings["amsgrad"]
+        added_decay = 0.0 if self.decoupled else weight_decay
+        shrink = 1.0 - lr * weight_decay if self.decoupled else 1.0
 
         def update(block: Block) -> None:
-            parameters, gradient, scratch, (exp_avg, exp_avg_sq) = block
-            if added_decay:
-                np.multiply(parameters, added_decay, out=scratch)
-                gradient += scratch
+            parameters, _, scratch, state = block
+            decay(block, added_decay)
             if shrink != 1.0:
                 parameters *= shrink
-            np.subtract(gradient, exp_avg, out=scratch)
-            scratch *= 1.0 - beta1
-            exp_avg += scratch
-            exp_avg_sq *= beta2
-            gradient *= gradient
-            gradient *= 1.0 - beta2
-            exp_avg_sq += gradient
+            exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
+            average_moments(block, exp_avg, exp_avg_sq, beta1, beta2)
+            if amsgrad:
+                largest = state["max_exp_avg_sq"]
+                np.maximum(largest, exp_avg_sq, out=largest)
+                exp_avg_sq = largest
             np.sqrt(exp_avg_sq, out=scratch)
             scratch += eps
             np.divide(exp_avg, scratch, out=scratch)
@@ -80,12 +101,26 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        params: FlatParameters | Iterable[tuple[str, Parameter] | Parameter],
+        params: Params,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
         *,
+        maximize: bool = False,
         allocate: Allocate | None = None,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, allocate=allocate)
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, allocate=allocate)
+
+
+def average_moments(block: Block, exp_avg: Array, exp_avg_sq: Array, beta1: float, beta2: float) -> None:
+    """Takes the block's gradient into the running averages of itself and its square. The gradient is used up."""
+    gradient, scratch = block.gradient, block.scratch
+    np.subtract(gradient, exp_avg, out=scratch)
+    scratch *= 1.0 - beta1
+    exp_avg += scratch
+    exp_avg_sq *= beta2
+    gradient *= gradient
+    gradient *= 1.0 - beta2
+    exp_avg_sq += gradient

@@ -1,24 +1,23 @@
 """What all optimizers share: a flat parameter vector, flat state beside it, and a step that can be taken in parts.
 
-A subclass says which state it keeps and how one block of elements is updated. It must update each element from that
-element's own values only, so that the result has the same bits however the vector is cut among ranks.
+A subclass says which settings it takes, which state it keeps and how one block of elements is updated. It must update
+each element from that element's own values only, so that the result has the same bits however the vector is cut among
+ranks. (`layerwise` is for optimizers that need norms of whole parameters besides.)
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.engine.ops.operation import Array
-from ddp_bp.engine.tensor import Parameter
-from ddp_bp.errors import DtypeError, InputError, ShapeError
-
-Allocate = Callable[[str, int, np.dtype[Any]], Array]
+from ddp_bp.errors import DtypeError, ShapeError
+from ddp_bp.optim import state as saved
+from ddp_bp.optim.settings import Check, ParameterGroup, Params, check_settings, read_params
+from ddp_bp.optim.state import Allocate
 
 # Elements updated at once: what one block touches (parameters, gradient, state, scratch) stays in a core's cache.
 BLOCK_SIZE = 32 * 1024
@@ -30,50 +29,63 @@ class Block(NamedTuple):
     parameters: Array
     gradient: Array
     scratch: Array
-    state: tuple[Array, ...]
+    state: dict[str, Array]
+
+
+class Segment(NamedTuple):
+    """Elements [first, last) that are updated by the rule of that number."""
+
+    first: int
+    last: int
+    rule: int
+
+
+Rule = Callable[[Block], None]
 
 
 class Optimizer(ABC):
     """Base of the optimizers.
 
-    `params` is `model.parameters()`, `model.named_parameters()` or a FlatParameters. `allocate(name, size, dtype)`
-    returns a zeroed vector to keep state in, where it should not be memory of this process alone.
-    Parameters that do not require a gradient when the optimizer is made are left alone by it.
+    `params` is `model.parameters()`, `model.named_parameters()`, a FlatParameters, or a list of groups with settings of
+    their own, `[{"params": model.body.parameters()}, {"params": model.head.parameters(), "lr": 0.1}]`. A setting that
+    a group does not name has the value given to the optimizer; `param_groups` shows all, and takes new values.
+
+    `allocate(name, size, dtype)` returns a zeroed vector to keep state in, where it should not be memory of this
+    process alone. Parameters that do not require a gradient when the optimizer is made are left alone by it.
+
+    Gradients add up over backward calls until `zero_grad`, so that one step can take those of several batches.
     """
 
+    # The settings by PyTorch's names, and what each must be.
+    checks: ClassVar[Mapping[str, Check]] = {}
     state_names: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self,
-        params: FlatParameters | Iterable[tuple[str, Parameter] | Parameter],
-        lr: float,
-        allocate: Allocate | None = None,
-    ) -> None:
-        self.flat = params if isinstance(params, FlatParameters) else FlatParameters(params)
-        self.lr = lr
+    def __init__(self, params: Params, defaults: Mapping[str, Any], allocate: Allocate | None = None) -> None:
+        self.flat, groups = read_params(params)
         self.num_steps = 0
         self.state: dict[str, Array] = {}
-        for name in self._kept_state():
-            vector = (allocate or _zeros)(name, self.flat.size, self.flat.dtype)
-            if vector.shape != (self.flat.size,) or vector.dtype != self.flat.dtype:
-                raise ShapeError(
-                    f"optimizer state {name!r} was allocated as {vector.shape} {vector.dtype}; "
-                    f"it takes ({self.flat.size},) {self.flat.dtype}"
-                )
-            self.state[name] = vector
+        self._allocate = allocate
+        self.defaults = self._check(defaults)
+        self.param_groups = tuple(
+            ParameterGroup(parameters, {**self.defaults, **settings}, self._accept) for parameters, settings in groups
+        )
+        self._segments = self._cut()
         self._scratch = np.empty(min(BLOCK_SIZE, self.flat.size), self.flat.dtype)
-        self._trained = _trained_ranges(self.flat)
 
     @property
     def lr(self) -> float:
-        return self._lr
+        """The learning rate of the first group. Setting it sets that of every group."""
+        rate: float = self.param_groups[0].settings["lr"]
+        return rate
 
     @lr.setter
     def lr(self, value: float) -> None:
-        self._lr = non_negative("lr", value)
+        for group in self.param_groups:
+            group["lr"] = value
 
     def step(self) -> None:
         """One step with the gradients in the parameters' `grad`, which it may overwrite; none counts as zero."""
+        self.flat.check_home(type(self).__name__)
         self.update(0, self.flat.size, self.flat.finish_gradient())
         self.advance()
         self.flat.mark_changed()
@@ -86,6 +98,85 @@ class Optimizer(ABC):
 
         The step is complete once this was called for every element, in whatever parts, and `advance` once.
         """
+        self._check_part(lo, hi, gradient)
+        rules = [self._step_rule(group.settings) for group in self.param_groups]
+        for first, last, number in self._segments:
+            if first >= hi or last <= lo:
+                continue
+            rule, negate = rules[number], self.param_groups[number].settings["maximize"]
+            for block in self._blocks(max(first, lo), min(last, hi), lo, gradient):
+                if negate:
+                    np.negative(block.gradient, out=block.gradient)
+                rule(block)
+
+    def advance(self) -> None:
+        """Counts the step that `update` has taken."""
+        self.num_steps += 1
+
+    def state_dict(self) -> dict[str, Array]:
+        """A copy of the state: "<parameter>.<state>" in the parameter's shape, and "num_steps" as int64 of shape ().
+
+        Settings are not part of it: a script gives them anew, and a schedule its rates.
+        """
+        return saved.save(self.flat, self.state, "num_steps", self.num_steps)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave. If something does not fit: InputError lists it, nothing changes."""
+        self.num_steps = saved.restore(type(self).__name__, self.flat, self.state, "num_steps", state)
+
+    def _kept_state(self, settings: Mapping[str, Any]) -> Sequence[str]:
+        """The names of the state vectors that these settings need, as PyTorch calls them."""
+        return self.state_names
+
+    @abstractmethod
+    def _step_rule(self, settings: Mapping[str, Any]) -> Rule:
+        """The update of one block at the current step, with what depends on the step alone worked out beforehand."""
+
+    def _check_together(self, settings: Mapping[str, Any]) -> None:  # noqa: B027
+        """Raises InputError for settings that cannot be used together. There are none here."""
+
+    def _check(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        checked = check_settings(type(self).__name__, self.checks, settings)
+        self._check_together(checked)
+        return checked
+
+    def _accept(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a group after the checks. What state they need and nobody did so far is kept from now on."""
+        checked = self._check(settings)
+        for name in self._kept_state(checked):
+            if name not in self.state:
+                self.state[name] = saved.allocate_vector(self._allocate, name, self.flat)
+        return checked
+
+    def _cut(self) -> tuple[Segment, ...]:
+        """The elements that require a gradient, adjacent ones of a group joined; rules are numbered as the groups."""
+        segments: list[Segment] = []
+        for segment in self._slot_segments():
+            if segments and segments[-1].last == segment.first and segments[-1].rule == segment.rule:
+                segments[-1] = segments[-1]._replace(last=segment.last)
+            else:
+                segments.append(segment)
+        return tuple(segments)
+
+    def _slot_segments(self) -> Iterator[Segment]:
+        owner = {id(parameter): n for n, group in enumerate(self.param_groups) for parameter in group.parameters}
+        for slot, parameter in zip(self.flat.slots, self.flat.parameters, strict=True):
+            if parameter.requires_grad and slot.size:
+                yield Segment(slot.offset, slot.offset + slot.size, owner[id(parameter)])
+
+    def _blocks(self, first: int, last: int, lo: int, gradient: Array) -> Iterator[Block]:
+        """Elements [first, last), block by block; `gradient` begins at element `lo`."""
+        data, scratch, vectors = self.flat.data, self._scratch, self.state.items()
+        for start in range(first, last, BLOCK_SIZE):
+            stop = min(start + BLOCK_SIZE, last)
+            yield Block(
+                data[start:stop],
+                gradient[start - lo : stop - lo],
+                scratch[: stop - start],
+                {name: vector[start:stop] for name, vector in vectors},
+            )
+
+    def _check_part(self, lo: int, hi: int, gradient: Array) -> None:
         if not 0 <= lo <= hi <= self.flat.size or gradient.shape != (hi - lo,):
             raise ShapeError(
                 f"update of elements [{lo}, {hi}) of {self.flat.size} got a gradient of shape {gradient.shape}; "
@@ -93,92 +184,14 @@ class Optimizer(ABC):
             )
         if gradient.dtype != self.flat.dtype:
             raise DtypeError(f"update got a gradient of {gradient.dtype} for parameters of {self.flat.dtype}")
-        data = self.flat.data
-        vectors = tuple(self.state.values())
-        update_block = self._step_rule()
-        for first, last in self._trained:
-            for start in range(max(first, lo), min(last, hi), BLOCK_SIZE):
-                stop = min(start + BLOCK_SIZE, last, hi)
-                update_block(
-                    Block(
-                        data[start:stop],
-                        gradient[start - lo : stop - lo],
-                        self._scratch[: stop - start],
-                        tuple([vector[start:stop] for vector in vectors]),
-                    )
-                )
-
-    def advance(self) -> None:
-        """Counts the step that `update` has taken."""
-        self.num_steps += 1
-
-    def state_dict(self) -> dict[str, Array]:
-        """A copy of the state: "<parameter>.<state>" in the parameter's shape, and "num_steps" as int64 of shape ()."""
-        result = {"num_steps": np.array(self.num_steps, np.int64)}
-        for slot in self.flat.slots:
-            for name, vector in self.state.items():
-                part = vector[slot.offset : slot.offset + slot.size]
-                result[f"{slot.name}.{name}"] = part.reshape(slot.shape).copy()
-        return result
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave. If something does not fit: InputError lists it, nothing changes."""
-        expected = {"num_steps": ()} | {
-            f"{slot.name}.{name}": slot.shape for slot in self.flat.slots for name in self.state
-        }
-        problems = [f"missing: {name}" for name in expected if name not in state]
-        problems += [f"unexpected: {name}" for name in state if name not in expected]
-        problems += [
-            f"{name}: expected shape {shape}, got {np.shape(state[name])}"
-            for name, shape in expected.items()
-            if name in state and np.shape(state[name]) != shape
-        ]
-        if problems:
-            lines = "\n  ".join(problems)
-            raise InputError(f"the state does not fit this {type(self).__name__}:\n  {lines}")
-        self.num_steps = int(state["num_steps"])
-        for slot in self.flat.slots:
-            for name, vector in self.state.items():
-                part = vector[slot.offset : slot.offset + slot.size].reshape(slot.shape)
-                np.copyto(part, np.asarray(state[f"{slot.name}.{name}"]), casting="same_kind")
-
-    def _kept_state(self) -> tuple[str, ...]:
-        """The names of the state vectors, as PyTorch calls them."""
-        return self.state_names
-
-    @abstractmethod
-    def _step_rule(self) -> Callable[[Block], None]:
-        """The update of one block at the current step, with what depends on the step alone worked out beforehand."""
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(lr={self.lr}, num_parameters={self.flat.size}, num_steps={self.num_steps})"
+        rates = ", ".join(f"lr={group.settings['lr']}" for group in self.param_groups)
+        return f"{type(self).__name__}({rates}, num_parameters={self.flat.size}, num_steps={self.num_steps})"
 
 
-def non_negative(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"an optimizer takes a finite {name} of at least 0 and got {value}")
-    return value
-
-
-def in_unit_interval(name: str, value: float) -> float:
-    if not 0.0 <= value < 1.0:
-        raise InputError(f"an optimizer takes a {name} in [0, 1) and got {value}")
-    return value
-
-
-def _zeros(name: str, size: int, dtype: np.dtype[Any]) -> Array:  # noqa: ARG001
-    # The pages of np.zeros are mapped when they are first written to, so that a rank pays for its own slice only.
-    return np.zeros(size, dtype)
-
-
-def _trained_ranges(flat: FlatParameters) -> tuple[tuple[int, int], ...]:
-    """The ranges of elements that require a gradient, adjacent ones joined."""
-    ranges: list[tuple[int, int]] = []
-    for slot, parameter in zip(flat.slots, flat.parameters, strict=True):
-        if not parameter.requires_grad or not slot.size:
-            continue
-        if ranges and ranges[-1][1] == slot.offset:
-            ranges[-1] = (ranges[-1][0], slot.offset + slot.size)
-        else:
-            ranges.append((slot.offset, slot.offset + slot.size))
-    return tuple(ranges)
+def decay(block: Block, weight_decay: float) -> None:
+    """gradient += weight_decay * p: the gradient of an L2 penalty."""
+    if weight_decay:
+        np.multiply(block.parameters, weight_decay, out=block.scratch)
+        np.add(block.gradient, block.scratch, out=block.gradient)

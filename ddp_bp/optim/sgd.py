@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ddp_bp.engine.flat import FlatParameters
-from ddp_bp.engine.tensor import Parameter
 from ddp_bp.errors import InputError
-from ddp_bp.optim.optimizer import Allocate, Block, Optimizer, non_negative
+from ddp_bp.optim.optimizer import Block, Optimizer, Rule, decay
+from ddp_bp.optim.settings import Check, Params, finite, flag, non_negative
+from ddp_bp.optim.state import Allocate
 
 
 class SGD(Optimizer):
@@ -21,42 +23,59 @@ class SGD(Optimizer):
     (Sutskever et al., 2013, as in PyTorch). Without momentum there is no buffer, and p -= lr * d.
     """
 
+    checks: ClassVar[Mapping[str, Check]] = MappingProxyType(
+        {
+            "lr": non_negative,
+            "momentum": non_negative,
+            "dampening": finite,
+            "weight_decay": non_negative,
+            "nesterov": flag,
+            "maximize": flag,
+        }
+    )
+
     def __init__(
         self,
-        params: FlatParameters | Iterable[tuple[str, Parameter] | Parameter],
+        params: Params,
         lr: float = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
         *,
+        maximize: bool = False,
         allocate: Allocate | None = None,
     ) -> None:
-        self.momentum = non_negative("momentum", momentum)
-        self.dampening = dampening
-        self.weight_decay = non_negative("weight_decay", weight_decay)
-        self.nesterov = nesterov
-        if nesterov and (momentum == 0 or dampening != 0):
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults, allocate)
+
+    def _check_together(self, settings: Mapping[str, Any]) -> None:
+        momentum, dampening = settings["momentum"], settings["dampening"]
+        if settings["nesterov"] and (momentum == 0 or dampening != 0):
             raise InputError(
                 f"nesterov takes a momentum above 0 and no dampening, and got momentum={momentum}, "
                 f"dampening={dampening}"
             )
-        super().__init__(params, lr, allocate)
 
-    def _kept_state(self) -> tuple[str, ...]:
-        return ("momentum_buffer",) if self.momentum else ()
+    def _kept_state(self, settings: Mapping[str, Any]) -> Sequence[str]:
+        return ("momentum_buffer",) if settings["momentum"] else ()
 
-    def _step_rule(self) -> Callable[[Block], None]:
-        lr, momentum, weight_decay = self.lr, self.momentum, self.weight_decay
-        first, nesterov, share = self.num_steps == 0, self.nesterov, 1.0 - self.dampening
+    def _step_rule(self, settings: Mapping[str, Any]) -> Rule:
+        lr, momentum, weight_decay = settings["lr"], settings["momentum"], settings["weight_decay"]
+        first, nesterov, share = self.num_steps == 0, settings["nesterov"], 1.0 - settings["dampening"]
 
         def update(block: Block) -> None:
             parameters, direction, scratch, state = block
-            if weight_decay:
-                np.multiply(parameters, weight_decay, out=scratch)
-                direction += scratch
+            decay(block, weight_decay)
             if momentum:
-                (buffer,) = state
+                buffer = state["momentum_buffer"]
                 if first:
                     np.copyto(buffer, direction)
                 else:

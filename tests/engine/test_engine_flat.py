@@ -186,3 +186,18 @@ def test_what_cannot_be_flattened_is_refused() -> None:
     with pytest.raises(ShapeError, match="gradient buffer"):
         flat.bind_gradient(np.zeros(4)[::2])
     assert double.tolist() == [1.0, 1.0]
+
+
+def test_users_of_the_same_parameters_agree_on_one_vector() -> None:
+    parameters = named()
+    flat = FlatParameters(parameters)
+    assert FlatParameters.of(flat) is flat
+    again = FlatParameters.of(parameters[::-1])
+    assert again.data is flat.data and again.slots == flat.slots
+    assert flat.is_home() and again.is_home()
+    part = FlatParameters.of(parameters[:2])
+    assert part.data is not flat.data and part.is_home() and not flat.is_home()
+    with pytest.raises(InputError, match="Somebody: its parameters have moved"):
+        flat.check_home("Somebody")
+    anew = FlatParameters.of(parameters[::-1])
+    assert [slot.name for slot in anew.slots] == [name for name, _ in parameters[::-1]]

@@ -25,6 +25,16 @@ MAKERS: dict[str, Callable[..., optim.Optimizer]] = {
     ),
     "adam": lambda params, **more: optim.Adam(params, lr=0.1, weight_decay=0.01, **more),
     "adamw": lambda params, **more: optim.AdamW(params, lr=0.1, **more),
+    "amsgrad": lambda params, **more: optim.Adam(params, lr=0.1, amsgrad=True, maximize=True, **more),
+    "nadam": lambda params, **more: optim.NAdam(params, lr=0.1, weight_decay=0.01, **more),
+    "rmsprop": lambda params, **more: optim.RMSprop(
+        params, lr=0.1, momentum=0.9, centered=True, weight_decay=0.01, **more
+    ),
+    "adagrad": lambda params, **more: optim.Adagrad(
+        params, lr=0.1, lr_decay=0.1, initial_accumulator_value=0.5, weight_decay=0.01, **more
+    ),
+    "adadelta": lambda params, **more: optim.Adadelta(params, weight_decay=0.01, **more),
+    "lion": lambda params, **more: optim.Lion(params, lr=0.1, weight_decay=0.01, **more),
 }
 STATES = {
     "sgd": [],
@@ -32,6 +42,12 @@ STATES = {
     "nesterov": ["momentum_buffer"],
     "adam": ["exp_avg", "exp_avg_sq"],
     "adamw": ["exp_avg", "exp_avg_sq"],
+    "amsgrad": ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
+    "nadam": ["exp_avg", "exp_avg_sq"],
+    "rmsprop": ["square_avg", "momentum_buffer", "grad_avg"],
+    "adagrad": ["sum"],
+    "adadelta": ["square_avg", "acc_delta"],
+    "lion": ["exp_avg"],
 }
 every_optimizer = pytest.mark.parametrize("name", sorted(MAKERS))
 
@@ -167,6 +183,36 @@ def test_frozen_parameters_are_left_alone() -> None:
     ]
 
 
+def test_an_optimizer_that_lost_its_parameters_says_so() -> None:
+    first, second = vector(3), vector(4)
+    optimizer = optim.SGD([first, second], lr=0.1)
+    same = optim.SGD([first, second], lr=0.1)
+    optimizer.step()
+    same.step()
+    optim.SGD([second], lr=0.1)
+    with pytest.raises(InputError, match="SGD: its parameters have moved"):
+        optimizer.step()
+
+
+def test_nadam_finds_its_products_at_any_step() -> None:
+    """Its product of momenta follows from the step alone, which is all that a resumed run knows."""
+    straight, resumed = optim.NAdam([vector(5)]), optim.NAdam([vector(5)])
+    saved = {}
+    for step in range(400):
+        if step in (3, 250, 398):
+            saved[step] = straight.state_dict(), straight.flat.data.copy()
+        straight.update(0, 5, np.random.default_rng(step).standard_normal(5).astype(np.float32))
+        straight.advance()
+        if step in (3, 250, 398):
+            saved[step] += (straight.flat.data.copy(),)
+    for step in (398, 3, 250):
+        state, before, after = saved[step]
+        resumed.load_state_dict(state)
+        resumed.flat.data[:] = before
+        resumed.update(0, 5, np.random.default_rng(step).standard_normal(5).astype(np.float32))
+        assert resumed.flat.data.tobytes() == after.tobytes()
+
+
 def test_the_learning_rate_can_be_changed() -> None:
     weight = nn.Parameter(np.zeros(1, np.float32))
     optimizer = optim.SGD([weight], lr=1.0)
@@ -200,6 +246,17 @@ def test_arithmetic_stays_in_the_parameters_dtype() -> None:
         (lambda p: optim.Adam(p, eps=-1), "eps"),
         (lambda p: optim.AdamW(p, weight_decay=float("inf")), "weight_decay"),
         (lambda p: optim.SGD([]), "no parameters"),
+        (lambda p: optim.SGD(p, lr="0.1"), "lr"),
+        (lambda p: optim.SGD(p, dampening=float("nan")), "dampening"),
+        (lambda p: optim.SGD(p, maximize=1), "maximize"),
+        (lambda p: optim.Adam(p, betas=0.9), "two betas"),
+        (lambda p: optim.NAdam(p, momentum_decay=-1.0), "momentum_decay"),
+        (lambda p: optim.RMSprop(p, alpha=1.5), "alpha"),
+        (lambda p: optim.Adagrad(p, initial_accumulator_value=-1.0), "initial_accumulator_value"),
+        (lambda p: optim.Adadelta(p, rho=-0.1), "rho"),
+        (lambda p: optim.Lion(p, betas=(0.9, 1.0)), r"betas\[1\]"),
+        (lambda p: optim.LARS(p, trust_coefficient=-1.0), "trust_coefficient"),
+        (lambda p: optim.LAMB(p, eps=None), "eps"),
     ],
 )
 def test_arguments_are_checked_by_name(make: Callable[[Any], optim.Optimizer], argument: str) -> None:
