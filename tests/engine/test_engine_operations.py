@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_cases import CASES, Case
+from engine_cases import CASES as BASIC_CASES
+from engine_cases import Case
+from engine_cases_sequence import CASES as SEQUENCE_CASES
+from engine_cases_spatial import CASES as SPATIAL_CASES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +18,8 @@ from ddp_bp.engine import OPERATIONS, Tensor, gradcheck, no_grad
 from ddp_bp.engine.ops.operation import Operation
 from ddp_bp.engine.tensor import apply
 from ddp_bp.errors import EngineError, GraphError
+
+CASES = {**BASIC_CASES, **SEQUENCE_CASES, **SPATIAL_CASES}
 
 few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 every_operation = pytest.mark.parametrize("name", sorted(OPERATIONS))
