@@ -27,9 +27,7 @@ def batch_norm(
     In training by the mean and variance of the batch, which then move the running ones, if there are any, in place:
     running = (1 - momentum) * running + momentum * batch, with the unbiased variance. Otherwise by the running ones.
     """
-    if (weight is None) != (bias is None):
-        raise InputError("batch_norm got one of weight and bias; it takes both or neither")
-    affine = () if weight is None or bias is None else (weight, bias)
+    affine = _parameters("batch_norm", weight, bias)
     if not training:
         if running_mean is None or running_var is None:
             raise InputError("batch_norm got no running_mean or running_var; it takes both unless training=True")

@@ -81,8 +81,7 @@ def channel_normed(draw: Any, has_statistics: bool) -> Drawn:
     inputs = [numbers((num_samples, num_channels, *spatial), draw(seeds))]
     if has_statistics:
         inputs += [numbers((num_channels,), draw(seeds)), np.abs(numbers((num_channels,), draw(seeds))) + 0.5]
-    if draw(st.booleans()):
-        inputs += [numbers((num_channels,), draw(seeds)), numbers((num_channels,), draw(seeds))]
+    inputs += [numbers((num_channels,), draw(seeds)) for _ in range(draw(st.integers(0, 2)))]
     return inputs, (0.1,) if has_statistics else (0.1, None)
 
 
@@ -122,7 +121,8 @@ def torch_batch_norm_eval(torch: Any, a: Any, mean: Any, variance: Any, *rest: A
     # By hand, since torch's function gives the statistics no gradient.
     shape = (1, -1, *[1] * (a.ndim - 2))
     output = (a - mean.reshape(shape)) / torch.sqrt(variance.reshape(shape) + eps)
-    return output * affine[0].reshape(shape) + affine[1].reshape(shape) if affine else output
+    output = output * affine[0].reshape(shape) if affine else output
+    return output + affine[1].reshape(shape) if len(affine) > 1 else output
 
 
 IMAGE, SIGNAL = np.ones((2, 4, 5, 6)), np.ones((2, 4, 6))

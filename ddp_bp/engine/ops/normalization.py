@@ -30,7 +30,8 @@ class _Saved(NamedTuple):
     """One over the standard deviation, with eps: (C,)."""
     scale: Array
     """`inverse`, times the weight if there is one: (C,)."""
-    is_affine: bool
+    num_parameters: int
+    """2 with a weight and a bias, 1 with a weight alone, or 0."""
     num_all_axes: int
 
 
@@ -101,9 +102,10 @@ def _batch_norm(a: Array, *rest: Any) -> tuple[Array, Any]:
     images = channels_last(a, a.ndim - 2)
     mean, variance = _statistics(images) if statistics is None else statistics
     inverse = _inverse(variance, eps)
-    scale, bias = (inverse * affine[0], affine[1]) if affine else (inverse, None)
+    scale = inverse * affine[0] if affine else inverse
+    bias = affine[1] if len(affine) > 1 else None
     output = _normalize(images, mean, scale, bias)
-    return channels_first(output, a.ndim - 2, a.ndim), _Saved(images, mean, inverse, scale, bool(affine), a.ndim)
+    return channels_first(output, a.ndim - 2, a.ndim), _Saved(images, mean, inverse, scale, len(affine), a.ndim)
 
 
 def _sums(images: Array, gradient: Array, mean: Array) -> tuple[Array, Array]:
@@ -121,7 +123,7 @@ def _sums(images: Array, gradient: Array, mean: Array) -> tuple[Array, Array]:
 
 
 def _batch_norm_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradients:
-    images, mean, inverse, scale, is_affine, num_all_axes = saved
+    images, mean, inverse, scale, num_parameters, num_all_axes = saved
     incoming = channels_last(gradient, num_all_axes - 2)
     total, product_total = _sums(images, incoming, mean)
     grad_a = None
@@ -142,9 +144,8 @@ def _batch_norm_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradients:
             outgoing = np.subtract(gradients[block], along, out=results[block])
             outgoing *= scales[:size]
         grad_a = channels_first(result, num_all_axes - 2, num_all_axes)
-    if not is_affine:
-        return (grad_a,)
-    return grad_a, product_total * inverse if needs[1] else None, total if needs[2] else None
+    parameters = (product_total * inverse, total)[:num_parameters]
+    return grad_a, *(part if needed else None for part, needed in zip(parameters, needs[1:], strict=True))
 
 
 def _batch_norm_eval(a: Array, mean: Array, variance: Array, *rest: Any) -> tuple[Array, Any]:
@@ -152,13 +153,14 @@ def _batch_norm_eval(a: Array, mean: Array, variance: Array, *rest: Any) -> tupl
     _check("batch_norm_eval", a, [mean, variance, *affine])
     images = channels_last(a, a.ndim - 2)
     inverse = _inverse(variance, eps)
-    scale, bias = (inverse * affine[0], affine[1]) if affine else (inverse, None)
+    scale = inverse * affine[0] if affine else inverse
+    bias = affine[1] if len(affine) > 1 else None
     output = _normalize(images, mean, scale, bias)
-    return channels_first(output, a.ndim - 2, a.ndim), _Saved(images, mean, inverse, scale, bool(affine), a.ndim)
+    return channels_first(output, a.ndim - 2, a.ndim), _Saved(images, mean, inverse, scale, len(affine), a.ndim)
 
 
 def _batch_norm_eval_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradients:
-    images, mean, inverse, scale, is_affine, num_all_axes = saved
+    images, mean, inverse, scale, num_parameters, num_all_axes = saved
     incoming = channels_last(gradient, num_all_axes - 2)
     grad_a = None
     if needs[0]:
@@ -167,13 +169,9 @@ def _batch_norm_eval_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradie
     if not any(needs[1:]):
         return grad_a, *(None for _ in needs[1:])
     total, product_total = _sums(images, incoming, mean)
-    gradients = (
-        -total * scale if needs[1] else None,
-        product_total * scale * np.square(inverse) * -0.5 if needs[2] else None,
-    )
-    if not is_affine:
-        return grad_a, *gradients
-    return grad_a, *gradients, product_total * inverse if needs[3] else None, total if needs[4] else None
+    statistics = (-total * scale, product_total * scale * np.square(inverse) * -0.5)
+    parts = (*statistics, product_total * inverse, total)[: 2 + num_parameters]
+    return grad_a, *(part if needed else None for part, needed in zip(parts, needs[1:], strict=True))
 
 
 BATCH_NORM = Operation(
