@@ -88,9 +88,14 @@ def _max_pool_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradients:  #
     padded = Padded(images, window, value=-math.inf)
     # Windows that do not overlap: each pixel has one window at most, so that nothing needs to be added up.
     is_disjoint = window.dilation == (1, 1) and all(s >= k for s, k in zip(window.stride, window.size, strict=True))
+    is_bare = not any(map(any, window.padding))
+    # Disjoint windows that hold as many pixels as the bare image hold every one of them, and write every one.
+    is_covered = is_bare and is_disjoint and math.prod(images.shape[1:3]) == math.prod(positions + window.size)
     for run in padded.runs:
         block, best, incoming = padded[run], output[run], rows[run]
-        total = np.zeros_like(block)
+        total = result[run] if is_bare else np.empty_like(block)
+        if not is_covered:
+            total.fill(0)
         # Of equal maxima, the first in scan order gets the gradient, as in PyTorch.
         is_open = np.ones(best.shape, np.bool_)
         is_it = np.empty(best.shape, np.bool_)
@@ -103,7 +108,8 @@ def _max_pool_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradients:  #
                 np.multiply(incoming, is_it, out=total[place])
             else:
                 total[place] += np.multiply(incoming, is_it, out=share)
-        result[run] = _inside(total, window, images)
+        if not is_bare:
+            result[run] = _inside(total, window, images)
     return (channels_first(result, num_axes, num_all_axes),)
 
 
