@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from ddp_bp.engine import Parameter
 from ddp_bp.nn import functional, init
-from ddp_bp.nn.activation import ReLU, Sigmoid, Tanh
-from ddp_bp.nn.containers import Sequential
-from ddp_bp.nn.layers import Dropout, Flatten, Identity, Linear
+from ddp_bp.nn.activation import ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
+from ddp_bp.nn.attention import MultiheadAttention
+from ddp_bp.nn.bilinear import Bilinear
+from ddp_bp.nn.containers import ModuleDict, ModuleList, Residual, Sequential
+from ddp_bp.nn.convolution import Conv1d, Conv2d, ConvTranspose2d
+from ddp_bp.nn.embedding import Embedding, LearnedPositionalEncoding, SinusoidalPositionalEncoding
+from ddp_bp.nn.layers import Dropout, Flatten, Identity, Linear, Unflatten
 from ddp_bp.nn.losses import (
     BCEWithLogitsLoss,
     CosineEmbeddingLoss,
@@ -20,6 +24,17 @@ from ddp_bp.nn.losses import (
     SmoothL1Loss,
 )
 from ddp_bp.nn.module import Buffer, Module
+from ddp_bp.nn.normalization import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm
+from ddp_bp.nn.pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AvgPool1d,
+    AvgPool2d,
+    MaxPool1d,
+    MaxPool2d,
+    ZeroPad2d,
+)
+from ddp_bp.nn.recurrent import GRU, LSTM, RNN
 
 __all__ = [
     "BCEWithLogitsLoss",
@@ -45,4 +60,38 @@ __all__ = [
     "Tanh",
     "functional",
     "init",
+    "ELU",
+    "GELU",
+    "LeakyReLU",
+    "LogSoftmax",
+    "SiLU",
+    "Softmax",
+    "Softplus",
+    "MultiheadAttention",
+    "Bilinear",
+    "ModuleDict",
+    "ModuleList",
+    "Residual",
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose2d",
+    "Embedding",
+    "LearnedPositionalEncoding",
+    "SinusoidalPositionalEncoding",
+    "Unflatten",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "GroupNorm",
+    "LayerNorm",
+    "RMSNorm",
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "MaxPool1d",
+    "MaxPool2d",
+    "ZeroPad2d",
+    "GRU",
+    "LSTM",
+    "RNN",
 ]

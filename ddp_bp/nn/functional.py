@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ddp_bp.engine.functional import dropout, linear
+from ddp_bp.engine.functional_activation import elu, gelu, leaky_relu, silu, softplus
 from ddp_bp.engine.functional_arrays import pad
 from ddp_bp.engine.functional_losses import (
     binary_cross_entropy_with_logits,
@@ -14,6 +15,19 @@ from ddp_bp.engine.functional_losses import (
     mse_loss,
     nll_loss,
     smooth_l1_loss,
+)
+from ddp_bp.engine.functional_norm import batch_norm, group_norm, layer_norm, rms_norm
+from ddp_bp.engine.functional_sequence import bilinear, embedding, scaled_dot_product_attention
+from ddp_bp.engine.functional_spatial import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    avg_pool1d,
+    avg_pool2d,
+    conv1d,
+    conv2d,
+    conv_transpose2d,
+    max_pool1d,
+    max_pool2d,
 )
 from ddp_bp.engine.tensor import Tensor
 
@@ -56,4 +70,25 @@ __all__ = [
     "smooth_l1_loss",
     "softmax",
     "tanh",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "batch_norm",
+    "bilinear",
+    "conv1d",
+    "conv2d",
+    "conv_transpose2d",
+    "elu",
+    "embedding",
+    "gelu",
+    "group_norm",
+    "layer_norm",
+    "leaky_relu",
+    "max_pool1d",
+    "max_pool2d",
+    "rms_norm",
+    "scaled_dot_product_attention",
+    "silu",
+    "softplus",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from ddp_bp.engine.tensor import Parameter, Tensor
-from ddp_bp.errors import InputError
+from ddp_bp.errors import InputError, ShapeError
 from ddp_bp.nn import functional, init
 from ddp_bp.nn.module import Module
 
@@ -72,6 +73,32 @@ class Flatten(Module):
 
     def extra_repr(self) -> str:
         return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
+
+
+class Unflatten(Module):
+    """Splits axis `dim` into axes of `unflattened_size`, one of which may be -1."""
+
+    def __init__(self, dim: int, unflattened_size: Sequence[int]) -> None:
+        self.dim = dim
+        self.unflattened_size = tuple(unflattened_size)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not -input.ndim <= self.dim < input.ndim:
+            raise ShapeError(f"Unflatten got axis {self.dim} for shape {input.shape}")
+        axis = self.dim % input.ndim
+        sizes = list(self.unflattened_size)
+        if sizes.count(-1) == 1:
+            others = -math.prod(sizes)
+            sizes[sizes.index(-1)] = input.shape[axis] // others if others > 0 else 0
+        if math.prod(sizes) != input.shape[axis] or min(sizes, default=-1) < 0:
+            raise ShapeError(
+                f"Unflatten got axis {self.dim} of shape {input.shape} for sizes {self.unflattened_size}; it takes "
+                f"sizes with the product {input.shape[axis]}, one of which may be -1"
+            )
+        return input.reshape(*input.shape[:axis], *sizes, *input.shape[axis + 1 :])
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, unflattened_size={self.unflattened_size}"
 
 
 class Identity(Module):

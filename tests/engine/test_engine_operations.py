@@ -8,6 +8,8 @@ from typing import Any
 import engine_cases
 import engine_cases_arrays
 import engine_cases_losses
+import engine_cases_sequence
+import engine_cases_spatial
 import numpy as np
 import pytest
 from engine_cases import Case
@@ -23,6 +25,8 @@ CASES: dict[str, Case] = {
     **engine_cases.CASES,
     **engine_cases_arrays.CASES,
     **engine_cases_losses.CASES,
+    **engine_cases_sequence.CASES,
+    **engine_cases_spatial.CASES,
 }
 
 few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))

@@ -8,6 +8,7 @@ from typing import Any
 import loss_cases
 import numpy as np
 import pytest
+from nn_cases_layers import CONTAINERS, LAYERS, OURS
 
 import ddp_bp as ddp
 from ddp_bp import nn
@@ -26,6 +27,8 @@ MODULES = {
 }
 # Random or made of others: covered by tests of their own.
 ELSEWHERE = {"Buffer", "Dropout", "Loss", "Module", "Parameter", "Sequential"}
+# The layers of test_nn_layers.
+ELSEWHERE |= (set(LAYERS) | set(OURS) | CONTAINERS) - set(MODULES)
 
 precisions = pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-10), (np.float32, 1e-5)])
 
@@ -89,6 +92,8 @@ def test_losses(case: loss_cases.LossCase, reduction: str, dtype: Any, tolerance
 
 
 def test_default_initialisation_has_the_same_range() -> None:
+    ddp.manual_seed(0)
+    torch.manual_seed(0)
     ours, theirs = nn.Linear(400, 300), torch.nn.Linear(400, 300)
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert np.abs(p.numpy()).max() == pytest.approx(q.abs().max().item(), rel=0.02)

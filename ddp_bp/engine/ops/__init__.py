@@ -22,6 +22,7 @@ from ddp_bp.engine.ops import (
     statistics,
     stepwise,
 )
+from ddp_bp.engine.ops.layers import LAYERS
 from ddp_bp.engine.ops.operation import Operation
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
@@ -30,6 +31,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         for module in (
             *(arithmetic, functions, reduction, shaping, product, losses, noise),
             *(special, stepwise, statistics, indexing, joining, einsum, classification, divergence),
+            *LAYERS,
         )
         for operation in module.OPERATIONS
     }

@@ -1,0 +1,181 @@
+"""Layer, RMS and group norm: rows of a sample brought to mean 0 and variance 1, or to mean square 1.
+
+J. Ba, J. Kiros and G. Hinton, "Layer normalization", 2016; B. Zhang and R. Sennrich, "Root mean square layer
+normalization", 2019; Y. Wu and K. He, "Group normalization", 2018. All of them see the input as (B, R, K): B samples of
+R rows of K elements, where R is 1 except in group norm, with weights (R, K) or none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddp_bp.engine.ops.layout import block_length, row_blocks
+from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, describe
+from ddp_bp.errors import DtypeError, ShapeError
+
+
+class _Saved(NamedTuple):
+    rows: Array
+    """(B, R, K)."""
+    mean: Array | None
+    """(B, R, 1); None where rows are not centred."""
+    inverse: Array
+    """One over the root of the mean square with eps: (B, R, 1)."""
+    weight: Array | None
+    """(R, K), a copy."""
+    shape: tuple[int, ...]
+    parameter_shapes: tuple[tuple[int, ...], ...]
+
+
+def _normalize(rows: Array, centre: bool, eps: float, weight: Array | None, bias: Array | None) -> tuple[Array, Any]:
+    """The normalised rows, times `weight` plus `bias` (R, K), and their means and inverse deviations."""
+    num_samples, num_rows, size = rows.shape
+    output = np.empty(rows.shape, rows.dtype)
+    means = np.empty((num_samples, num_rows, 1), rows.dtype) if centre else None
+    inverses = np.empty((num_samples, num_rows, 1), rows.dtype)
+    weights, biases = _for_block(weight, rows), _for_block(bias, rows)
+    averaging = np.full(size, 1 / size, rows.dtype)
+    for block in row_blocks(num_samples, num_rows * size):
+        part, result, inverse = rows[block], output[block], inverses[block]
+        if means is None:
+            np.copyto(result, part)
+        else:
+            np.dot(part.reshape(-1, size), averaging, out=means[block].reshape(-1))
+            np.subtract(part, means[block], out=result)
+        np.vecdot(result, result, out=inverse[:, :, 0])
+        inverse /= size
+        inverse += eps
+        np.sqrt(inverse, out=inverse)
+        np.divide(1, inverse, out=inverse)
+        result *= inverse
+        if weights is not None:
+            result *= weights[: len(part)]
+        if biases is not None:
+            result += biases[: len(part)]
+    return output, (means, inverses)
+
+
+def _for_block(parameter: Array | None, rows: Array) -> Array | None:
+    """(R, K) repeated for each sample of a block: operands of one shape are gone through at twice the speed."""
+    if parameter is None:
+        return None
+    num_samples, *shape = rows.shape
+    return np.broadcast_to(parameter, (min(num_samples, block_length(math.prod(shape))), *shape)).copy()
+
+
+def _normalize_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradients:
+    rows, means, inverses, weight, shape, parameter_shapes = saved
+    num_samples, num_rows, size = rows.shape
+    gradients = gradient.reshape(rows.shape)
+    result = np.empty(rows.shape, rows.dtype) if needs[0] else None
+    grad_weight, grad_bias = np.zeros((2, num_rows, size), rows.dtype)
+    weights = _for_block(weight, rows)
+    averaging = np.full(size, 1 / size, rows.dtype)
+    for block in row_blocks(num_samples, num_rows * size):
+        incoming = gradients[block]
+        normal = rows[block] * inverses[block] if means is None else (rows[block] - means[block]) * inverses[block]
+        if len(needs) > 1 and needs[1]:
+            grad_weight += np.add.reduce(normal * incoming, axis=0)
+        if len(needs) > 2 and needs[2]:
+            grad_bias += np.add.reduce(incoming, axis=0)
+        if result is None:
+            continue
+        part = result[block]
+        if weights is None:
+            np.copyto(part, incoming)
+        else:
+            np.multiply(incoming, weights[: len(part)], out=part)
+        # Scaling a row changes nothing, nor does shifting it where it is centred: no gradient along either.
+        along = np.vecdot(part, normal)
+        along /= size
+        normal *= along[..., None]
+        if means is not None:
+            normal += np.dot(part.reshape(-1, size), averaging).reshape(along.shape)[..., None]
+        part -= normal
+        part *= inverses[block]
+    parameters = [
+        _folded(total, wanted) if needed else None
+        for total, wanted, needed in zip((grad_weight, grad_bias), parameter_shapes, needs[1:], strict=False)
+    ]
+    return None if result is None else result.reshape(shape), *parameters
+
+
+def _folded(total: Array, shape: tuple[int, ...]) -> Array:
+    """(R, K) summed over what shares a parameter: as it is for layer norm, over the pixels of a channel otherwise."""
+    count = math.prod(shape)
+    if total.size == count:
+        return total.reshape(shape)
+    return np.asarray(np.add.reduce(total.reshape(count, -1), axis=1)).reshape(shape)
+
+
+def _check_dtypes(name: str, a: Array, parameters: list[Array]) -> None:
+    if any(array.dtype != a.dtype or a.dtype.kind != "f" for array in (a, *parameters)):
+        got = ", ".join(describe(array) for array in (a, *parameters))
+        raise DtypeError(f"{name} got {got}; it takes an input and parameters of one floating dtype")
+
+
+def _over_last_axes(name: str, a: Array, parameters: list[Array], shape: Any, eps: float, centre: bool) -> Any:
+    _check_dtypes(name, a, parameters)
+    shape = tuple(shape)
+    is_suffix = bool(shape) and a.shape[-len(shape) :] == shape and min(shape) > 0
+    if not is_suffix or any(parameter.shape != shape for parameter in parameters):
+        got = "".join(f" and a parameter of {describe(parameter)}" for parameter in parameters)
+        raise ShapeError(
+            f"{name} got an input of {describe(a)}{got} with normalized_shape {shape}; it takes an input (..., "
+            f"*normalized_shape), not empty there, and parameters of that shape"
+        )
+    size = math.prod(shape)
+    rows = a.reshape(a.size // size, 1, size)
+    weight, bias = (*(parameter.reshape(1, size) for parameter in parameters), None, None)[:2]
+    output, (means, inverses) = _normalize(rows, centre, eps, weight, bias)
+    saved_weight = None if weight is None else weight.copy()
+    shapes = tuple(parameter.shape for parameter in parameters)
+    return output.reshape(a.shape), _Saved(rows, means, inverses, saved_weight, a.shape, shapes)
+
+
+def _layer_norm(a: Array, *rest: Any) -> tuple[Array, Any]:
+    *parameters, shape, eps = rest
+    return _over_last_axes("layer_norm", a, parameters, shape, eps, centre=True)  # type: ignore[no-any-return]
+
+
+def _rms_norm(a: Array, *rest: Any) -> tuple[Array, Any]:
+    *parameters, shape, eps = rest
+    return _over_last_axes("rms_norm", a, parameters, shape, eps, centre=False)  # type: ignore[no-any-return]
+
+
+def _group_norm(a: Array, *rest: Any) -> tuple[Array, Any]:
+    *parameters, num_groups, eps = rest
+    _check_dtypes("group_norm", a, parameters)
+    fits = a.ndim >= 2 and num_groups > 0 and a.shape[1] % num_groups == 0 and min(a.shape[1:]) > 0
+    if not fits or any(parameter.shape != a.shape[1:2] for parameter in parameters):
+        got = "".join(f" and a parameter of {describe(parameter)}" for parameter in parameters)
+        raise ShapeError(
+            f"group_norm got an input of {describe(a)}{got} with num_groups {num_groups}; it takes an input (N, C, "
+            "*spatial), not empty but for N, with C a multiple of num_groups, and parameters (C,)"
+        )
+    size = math.prod(a.shape[1:]) // num_groups
+    num_pixels = math.prod(a.shape[2:])
+    rows = a.reshape(len(a), num_groups, size)
+    spread = [np.repeat(parameter, num_pixels).reshape(num_groups, size) for parameter in parameters]
+    weight, bias = (*spread, None, None)[:2]
+    output, (means, inverses) = _normalize(rows, True, eps, weight, bias)
+    shapes = tuple(parameter.shape for parameter in parameters)
+    return output.reshape(a.shape), _Saved(rows, means, inverses, weight, a.shape, shapes)
+
+
+_PARAMETERS = "perhaps a weight and a bias"
+
+LAYER_NORM = Operation(
+    "layer_norm", _layer_norm, _normalize_vjp, f"an input, {_PARAMETERS}, normalized_shape and eps", reads=(0,)
+)
+RMS_NORM = Operation(
+    "rms_norm", _rms_norm, _normalize_vjp, "an input, perhaps a weight, normalized_shape and eps", reads=(0,)
+)
+GROUP_NORM = Operation(
+    "group_norm", _group_norm, _normalize_vjp, f"an input, {_PARAMETERS}, num_groups and eps", reads=(0,)
+)
+
+OPERATIONS = (LAYER_NORM, RMS_NORM, GROUP_NORM)
