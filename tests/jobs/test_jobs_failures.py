@@ -123,7 +123,7 @@ def test_a_killed_worker_ends_the_job_and_a_resume_finishes_it(
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "training did not finish" in stderr
-    assert f"ddp-bp train {slow_recipe} --run-dir {run_dir}" in stdout
+    assert f"train {slow_recipe} -n 2 --run-dir {run_dir}" in stdout
     assert processes_of(run_dir) == []
     result = run_ddp_bp("train", slow_recipe, "--run-dir", run_dir, "--json")
     assert json.loads(result.stdout)["steps"] == 63
@@ -239,7 +239,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list], list[str]]] = {
         lambda f: ["train", "digits", "--set", "optimizer.lrr=1", "--set", "train.epochs=0"],
         ["optimizer.lrr", "did you mean 'lr'", "train.epochs", ">= 1", "got 0"],
     ),
-    "wrong type": (lambda f: ["train", "digits", "--set", 'train.epochs="many"'], ["train.epochs", "int", "'many'"]),
+    "wrong type": (lambda f: ["train", "digits", "--set", 'train.epochs="many"'], ["train.epochs", "a whole number", "'many'"]),
     "unknown model option": (
         lambda f: ["train", "digits", "--set", "model.options.hiden=[3]"],
         ["model.options.hiden", "did you mean 'hidden'"],
