@@ -6,9 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+import hypothesis
 import pytest
 from support import ddp_bp, end_tree, run_to_end, start
 from support import mpirun as mpirun_command
+
+# How long an example takes depends on what else the machine does; tests have deadlines of their own.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

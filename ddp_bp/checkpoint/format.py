@@ -77,7 +77,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     ledger_sha256: head of the ledger's hash chain after `step` steps; empty if there is no ledger.
     train_loss, eval_loss, eval_accuracy: the latest known, else None.
     world_size: number of ranks that made the checkpoint. Any number may resume it.
-    created_utc: ISO 8601, with seconds. versions: of Python and the libraries. extra: for the caller's own use (JSON).
+    created_utc: ISO 8601, with seconds. versions: of Python and the libraries.
+    extra: for the caller's own use (JSON). Only "evaluated_at_step" has a meaning here: the step whose weights have
+        `eval_loss`, which is older than `step` if these weights were not evaluated.
     files, manifest_sha256: filled in when the checkpoint is written.
     """
 

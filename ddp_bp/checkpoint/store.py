@@ -133,10 +133,14 @@ class CheckpointStore:
                 warn(f"checkpoint of step {entry.step} is not used: {error}")
         return None
 
-    def retain(self, keep: int, keep_best: bool) -> list[Path]:
+    def retain(self, keep: int, keep_best: bool, protect: Path | None = None) -> list[Path]:
         """Removes all but the last `keep` checkpoints and, with `keep_best`, the best one; returns what was removed.
 
-        Best is the lowest evaluation loss, or the lowest training loss if no evaluation loss is known. Before anything
+        The checkpoint in `protect` stays in any case: the one just written need not be among the last, where a run went
+        on from an older checkpoint than its newest.
+
+        Best is the lowest evaluation loss, of the checkpoints whose very weights were evaluated (see `Manifest.extra`)
+        if there are any; without an evaluation loss, it is the lowest training loss. Before anything
         is removed, the newest checkpoint that is whole in every byte is looked for; it is always kept, and without one
         nothing is removed. Damaged checkpoints are not counted; those older than a good one are removed.
 
@@ -149,6 +153,7 @@ class CheckpointStore:
         kept = {entry.step for entry in good[:keep]}
         if keep_best:
             kept |= _best_step(good)
+        kept |= {entry.step for entry in entries if entry.path == protect}
         doomed = [entry for entry in entries if entry.step not in kept and good and entry.step < good[0].step]
         if not doomed:
             return []
@@ -244,9 +249,13 @@ def _contents(
 
 
 def _best_step(good: list[Entry]) -> set[int]:
-    """The step with the lowest loss, the latest of equals; empty if no loss is known."""
+    """The step with the lowest loss, the latest of equals; empty if no loss is known.
+
+    An evaluation loss may be that of earlier weights, so those that are not come first.
+    """
     manifests = [entry.manifest for entry in good if entry.manifest is not None]
-    losses = {one.step: one.eval_loss for one in manifests if one.eval_loss is not None} or {
-        one.step: one.train_loss for one in manifests if one.train_loss is not None
-    }
+    of_evaluation = {one.step: one.eval_loss for one in manifests if one.eval_loss is not None}
+    of_training = {one.step: one.train_loss for one in manifests if one.train_loss is not None}
+    own = {one.step for one in manifests if one.extra.get("evaluated_at_step") == one.step}
+    losses = {step: loss for step, loss in of_evaluation.items() if step in own} or of_evaluation or of_training
     return {min(losses, key=lambda step: (losses[step], -step))} if losses else set()

@@ -11,7 +11,7 @@ from ddp_bp.checkpoint.read import verify_checkpoint
 from ddp_bp.cli import options
 from ddp_bp.cli.output import print_json, print_table, size_text
 from ddp_bp.coordinator.client import ToolClient, read_address
-from ddp_bp.errors import CheckpointError, InputError
+from ddp_bp.errors import DistributedError, InputError
 from ddp_bp.worker.rundir import CHECKPOINT_FOLDER
 
 
@@ -94,7 +94,7 @@ def now(run_dir: Path, as_json: bool) -> None:
     with ToolClient(address.address, address.run_id) as client:
         done = client.request_checkpoint()
     if not done.ok:
-        raise CheckpointError(f"the checkpoint was not saved: {done.message}")
+        raise DistributedError(f"the checkpoint was not saved: {done.message}")
     if as_json:
         print_json({"step": done.step, "path": done.path})
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ddp_bp.cli import options
+from ddp_bp.cli.prepare import check_ports
 from ddp_bp.coordinator.config import CoordinatorConfig
 from ddp_bp.coordinator.server import run
 from ddp_bp.recipes import load_recipe
@@ -41,6 +42,8 @@ def coordinator(
     loaded, _ = load_recipe(recipe, overrides)
     run_directory = RunDirectory(run_dir)
     resolved = run_directory.resolve(loaded, num_workers)
+    check_ports(resolved)
+    run_directory.check_free()
     if not run_directory.is_started:
         # Its workers come later, and must find the run directory of their recipe.
         run_directory.create(resolved, describe_environment())

@@ -6,7 +6,6 @@ It must be importable before NumPy is, because a BLAS library reads its settings
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -26,11 +25,6 @@ def prepare_blas(environment: MutableMapping[str, str] = os.environ) -> None:
     """Limit BLAS to one thread, in this process if NumPy is not loaded yet, and in those that it starts."""
     for name in _BLAS_THREADS:
         environment[name] = "1"
-
-
-def numpy_is_loaded() -> bool:
-    """Whether it is too late for `prepare_blas` to have an effect on this process."""
-    return "numpy" in sys.modules
 
 
 def launched_ranks(environment: MutableMapping[str, str] = os.environ) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ number of threads before it is loaded.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -26,6 +27,7 @@ COMMANDS = {
         "Be the coordinator of one job, without starting workers.",
     ),
     "status": ("ddp_bp.cli.status", "status", "Show how a running job is doing."),
+    "stop": ("ddp_bp.cli.stop", "stop", "Save a checkpoint of a running job, and end it."),
     "checkpoint": ("ddp_bp.cli.checkpoint", "checkpoint", "List, verify or take checkpoints."),
     "data": ("ddp_bp.cli.data", "data", "List the data sets, or download one."),
     "recipes": ("ddp_bp.cli.recipes", "recipes", "List the packaged recipes."),
@@ -75,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"ddp-bp: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # The reader of our output left, for instance `head`: nothing to tell it.
-        sys.stderr.close()
+        # The reader of our output left, for instance `head`. Python flushes stdout once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli.environment import user_cache
 from ddp_bp.coordinator.sockets import bind_http
-from ddp_bp.errors import AddressError, InputError
+from ddp_bp.errors import AddressError
 from ddp_bp.recipes import Recipe, load_recipe
 from ddp_bp.worker.assemble import Job, assemble
 from ddp_bp.worker.rundir import RunDirectory, check_checkpoint
@@ -47,18 +47,15 @@ def prepare(
     """
     recipe, base = load_recipe(name, overrides)
     run = RunDirectory(run_dir)
+    if starts_coordinator:
+        run.check_free()
     recipe = run.resolve(recipe, world_size)
     if starts_coordinator:
         check_ports(recipe)
     job = assemble(recipe, base, check_data=not checked, cache=user_cache())
     checkpoint = None if checked and resume == "never" else run.select_checkpoint(resume, warn)
     if checkpoint is not None:
-        check_checkpoint(checkpoint, recipe)
-        if checkpoint.manifest.step > job.total_steps:
-            raise InputError(
-                f"checkpoint {checkpoint.path}: it is at step {checkpoint.manifest.step}, but the recipe ends at step "
-                f"{job.total_steps}; raise train.epochs or train.max_steps, or resume from an earlier checkpoint"
-            )
+        check_checkpoint(checkpoint, job, warn)
     return Prepared(recipe, base, job, run, checkpoint)
 
 

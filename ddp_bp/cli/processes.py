@@ -53,6 +53,8 @@ def start_coordinator(
         InputError: it refused to start, for instance because a port is occupied; it has said why on stderr.
         DeadlineError: it did not come up in time.
     """
+    # What an earlier coordinator left when it was killed; one that runs is found before we come here.
+    run_dir = run_dir.resolve()
     address_file = run_dir / "coordinator.json"
     address_file.unlink(missing_ok=True)
     reading, writing = os.pipe()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -53,12 +56,14 @@ def train(
     """
     run_dir = run_dir or options.default_run_dir(recipe)
     view = TrainingView(to_stderr=as_json)
-    prepared = prepare(recipe, overrides, num_workers, run_dir, resume)
+    with contextlib.redirect_stdout(sys.stderr):  # what a model of the user's own prints is no part of our output
+        prepared = prepare(recipe, overrides, num_workers, run_dir, resume)
     summary = prepared.run.finished_summary(prepared.job.total_steps)
-    if summary is not None:
+    is_saved = prepared.checkpoint is not None and prepared.checkpoint.manifest.step == prepared.job.total_steps
+    if summary is not None and resume == "auto" and is_saved:
         view.say(f"{run_dir} is trained to the end already; train.epochs or train.max_steps may be raised")
     else:
-        code = _run(prepared, recipe, overrides, num_workers, view)
+        code = _run(prepared, _Invocation(recipe, overrides, num_workers), view)
         if code != 0:
             return code
         summary = json.loads((run_dir / SUMMARY_FILE).read_bytes())
@@ -69,11 +74,30 @@ def train(
     return 0
 
 
-def _run(prepared: Prepared, recipe: str, overrides: tuple[str, ...], num_workers: int, view: TrainingView) -> int:
-    run_dir = prepared.run.path
+@dataclass(frozen=True)
+class _Invocation:
+    """What was asked for on the command line."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    num_workers: int
+
+    def to_go_on(self, run_dir: Path) -> str:
+        """The command that goes on with the run, to be pasted into a shell."""
+        beside = Path(sys.executable).parent / "ddp-bp"
+        is_on_path = shutil.which("ddp-bp") is not None or not beside.exists()
+        command = ["ddp-bp" if is_on_path else str(beside), "train", self.recipe]
+        command += ["-n", str(self.num_workers), *self.set_options(), "--run-dir", str(run_dir)]
+        return shown_command(command)
+
+    def set_options(self) -> list[str]:
+        return [argument for override in self.overrides for argument in ("--set", override)]
+
+
+def _run(prepared: Prepared, asked_for: _Invocation, view: TrainingView) -> int:
+    run_dir, num_workers = prepared.run.path, asked_for.num_workers
     resume = str(prepared.checkpoint.path) if prepared.checkpoint else "never"
-    arguments = ["worker", recipe, "--run-dir", str(run_dir), "--resume", resume]
-    arguments += [argument for override in overrides for argument in ("--set", override)]
+    arguments = ["worker", asked_for.recipe, "--run-dir", str(run_dir), "--resume", resume, *asked_for.set_options()]
     mpirun = mpirun_command(num_workers, [])
     prepared.run.create(prepared.recipe, describe_environment(mpirun=mpirun))
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
@@ -81,7 +105,9 @@ def _run(prepared: Prepared, recipe: str, overrides: tuple[str, ...], num_worker
     if prepared.checkpoint is not None:
         view.say(f"going on from step {prepared.checkpoint.manifest.step}: {prepared.checkpoint.path}")
     with _stop_signals() as asked:
-        coordinator = start_coordinator(recipe, overrides, num_workers, run_dir, prepared.job.total_steps)
+        coordinator = start_coordinator(
+            asked_for.recipe, asked_for.overrides, num_workers, run_dir, prepared.job.total_steps
+        )
         try:
             address = read_address(run_dir)
             command = mpirun_command(
@@ -93,7 +119,7 @@ def _run(prepared: Prepared, recipe: str, overrides: tuple[str, ...], num_worker
             ended_well = _watch(start_mpirun(command), coordinator, address, asked, view)
         finally:
             coordinator.release()
-    return _conclude(prepared, ended_well, asked, recipe, view)
+    return _conclude(prepared, ended_well, asked, asked_for, view)
 
 
 def _watch(
@@ -115,11 +141,19 @@ def _watch(
                         view.say("ending at once")
                         break
                     view.say(f"{asked[0]}: saving a checkpoint, then ending; once more ends at once")
-                    _tell_to_stop(address, asked[0])
+                    _tell_to_stop(address, asked[0], view)
+                if (coordinator.process.poll() or 0) < 0:
+                    number = -coordinator.process.returncode
+                    view.complain(
+                        f"ddp-bp: the coordinator was killed by {signal.Signals(number).name}; ending the job"
+                    )
+                    break
                 view.refresh(address.url)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     mpirun.wait(POLL_SECONDS)
             view.refresh(address.url)
+            if told < 2 and (mpirun.poll() or 0) < 0:
+                view.complain(f"ddp-bp: mpirun was killed by {signal.Signals(-mpirun.returncode).name}")
     finally:
         end_process_group(mpirun)
         for thread in forwarding:
@@ -131,7 +165,9 @@ def _watch(
     return code == 0
 
 
-def _conclude(prepared: Prepared, ended_well: bool, asked: list[str], recipe: str, view: TrainingView) -> int:
+def _conclude(
+    prepared: Prepared, ended_well: bool, asked: list[str], asked_for: _Invocation, view: TrainingView
+) -> int:
     """The exit code, after saying how to go on if training was not finished."""
     run_dir = prepared.run.path
     if ended_well and prepared.run.finished_summary(prepared.job.total_steps) is not None:
@@ -142,16 +178,19 @@ def _conclude(prepared: Prepared, ended_well: bool, asked: list[str], recipe: st
         view.say(f"stopped after step {summary['steps']}, saved in {summary['checkpoint']}")
         # Without a signal to us, a worker was told by one of its own.
         asked = asked or ["SIGTERM"]
-    elif not asked:
+    elif len(asked) < 2:
         view.complain("training did not finish; the first error above says why")
-    view.say(f"to go on: ddp-bp train {recipe} --run-dir {run_dir}")
+        asked = []
+    view.say(f"to go on: {asked_for.to_go_on(run_dir)}")
     return _STOP_EXIT_CODES[asked[0]] if asked else 1
 
 
-def _tell_to_stop(address: CoordinatorAddress, signal_name: str) -> None:
-    # A coordinator that does not answer is no reason to go on: the next signal ends the job.
-    with contextlib.suppress(DdpError), ToolClient(address.address, address.run_id) as client:
-        client.stop(signal_name)  # type: ignore[arg-type]
+def _tell_to_stop(address: CoordinatorAddress, signal_name: str, view: TrainingView) -> None:
+    try:
+        with ToolClient(address.address, address.run_id) as client:
+            client.stop(signal_name)  # type: ignore[arg-type]
+    except DdpError as error:
+        view.complain(f"ddp-bp: the workers could not be told: {error}")
 
 
 def _forward(stream: IO[bytes] | None, view: TrainingView, name: str) -> threading.Thread:

@@ -125,7 +125,7 @@ def summary_table(run_dir: Path, summary: dict[str, Any]) -> None:
         ("train loss", None if summary["train_loss"] is None else f"{summary['train_loss']:.5f}"),
         ("eval loss", None if loss is None else f"{loss:.5f}"),
         ("eval accuracy", None if accuracy is None else f"{accuracy:.2%}"),
-        ("weights", str(Path(summary["checkpoint"]) / "model.safetensors") if summary["checkpoint"] else None),
+        ("weights", str(run_dir / "checkpoints" / Path(summary["checkpoint"]).name / "model.safetensors")),
         ("weights sha256", summary["weights_sha256"]),
         ("ledger sha256", summary["ledger_sha256"]),
         ("checkpoints", str(run_dir / "checkpoints")),

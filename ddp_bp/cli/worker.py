@@ -90,6 +90,8 @@ def worker(
     if not agreed and communicator.size > 1:
         # The other ranks do not know, and may be waiting for this one.
         communicator.abort(code)
+    if agreed:
+        communicator.close()
     # mpirun would print a page about an exit code that all ranks agreed on; `train` hears it from the coordinator.
     return 0 if supervised and agreed else code
 
@@ -104,7 +106,7 @@ def _outcome(communicator: Communicator, invocation: Invocation) -> tuple[int, b
         if not failure.shown:
             _show(failure.error)
         return failure.exit_code, True
-    except Exception as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         agreed = isinstance(error, DdpError) and error.on_every_rank
         if not agreed or communicator.rank == 0:
             _show(error)
@@ -117,7 +119,7 @@ def _open(launched: tuple[int, int] | None, world_size: int | None) -> Communica
     return open_communicator(world_size or (launched[0] if launched else None))
 
 
-def _show(error: Exception) -> None:
+def _show(error: BaseException) -> None:
     if isinstance(error, DdpError):
         print(f"ddp-bp: {error}", file=sys.stderr, flush=True)
     else:
@@ -145,9 +147,7 @@ def _work(communicator: Communicator, invocation: Invocation) -> int:
             announce=first.announce if first else lambda _: None,
         )
         code = run_worker(communicator, job, settings)
-        if first is not None:
-            first.conclude(code)
-        return code
+        return code if first is None else first.conclude(code)
 
 
 class _Root:
@@ -189,11 +189,14 @@ class _Root:
         if self._coordinator is not None:
             print(line, flush=True)
 
-    def conclude(self, code: int) -> None:
-        """Say how it ended, where nobody else does."""
+    def conclude(self, code: int) -> int:
+        """Say how it ended, where nobody else does; the exit code, which the coordinator may have spoilt."""
         if self._coordinator is None:
-            return
-        self._coordinator.wait(COORDINATOR_END_SECONDS)
+            return code
+        if self._coordinator.wait(COORDINATOR_END_SECONDS) != 0:
+            warn("the coordinator could not write everything; see above")
+            code = code or 1
         if code in (130, 143):
             warn(f"stopped by a signal; to go on, start again with --run-dir {self.run_dir}")
         print(summary_line(self.run_dir), flush=True)
+        return code

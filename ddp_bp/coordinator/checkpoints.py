@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -16,7 +17,7 @@ import msgspec
 from ddp_bp.coordinator.assembly import Assembly
 from ddp_bp.coordinator.config import CoordinatorConfig
 from ddp_bp.coordinator.events import CheckpointWritten, Instruction, Log, Send, WriteCheckpoint
-from ddp_bp.coordinator.roster import Roster
+from ddp_bp.coordinator.roster import Member, Roster
 from ddp_bp.errors import WireError
 from ddp_bp.wire.codec import Buffer
 from ddp_bp.wire.messages import CheckpointBegin, CheckpointChunk, CheckpointDone, CheckpointEnd, TakeCheckpoint
@@ -27,6 +28,8 @@ REQUEST_SECONDS: Final = 600.0
 DURATION_BUCKETS_SECONDS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 300.0)
 
 _NUM_REMEMBERED: Final = 256
+_NUM_REPEATED: Final = 16
+"""How many outcomes a rank that comes back is told again; it waits for one at a time, and others may lie after it."""
 
 
 @dataclass(slots=True)
@@ -69,7 +72,7 @@ class CheckpointDesk:
         self._used_requests: deque[str] = deque(maxlen=_NUM_REMEMBERED)
         self._assembly: Assembly | None = None
         self._writing: dict[str, _Writing] = {}
-        self._closed: deque[str] = deque(maxlen=_NUM_REMEMBERED)
+        self._closed: dict[str, CheckpointDone] = {}
         self._due_at: float | None = None
         self._num_timed = 0
 
@@ -218,6 +221,11 @@ class CheckpointDesk:
             instructions += self._give_up(request_id, why)
         return instructions
 
+    def outcomes(self, rank: Member) -> list[Instruction]:
+        """Tells a rank again how the latest checkpoints ended, for it may have missed that."""
+        latest = list(islice(reversed(self._closed.values()), _NUM_REPEATED))
+        return [Send(rank.identity, done) for done in reversed(latest)]
+
     def _attach(self, request_id: str, to: str) -> None:
         """The checkpoint `to` answers a request, and those made before it: rank 0 hears of requests in their order."""
         if request_id not in self._asked:
@@ -248,9 +256,11 @@ class CheckpointDesk:
     def _close(
         self, request_id: str, result: str, message: str, step: int | None = None, path: str | None = None
     ) -> list[Instruction]:
-        self._closed.append(request_id)
         self.record.results[result] += 1
         done = CheckpointDone(request_id, ok=result == "ok", step=step, path=path, message=message)
+        self._closed[request_id] = done
+        if len(self._closed) > _NUM_REMEMBERED:
+            del self._closed[next(iter(self._closed))]
         instructions: list[Instruction] = []
         if result != "ok":
             instructions.append(Log("warning", f"checkpoint {request_id} {result}: {message}"))

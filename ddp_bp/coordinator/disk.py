@@ -19,7 +19,7 @@ import msgspec
 from ddp_bp.checkpoint import CheckpointStore, Manifest
 from ddp_bp.coordinator import events as e
 from ddp_bp.coordinator.checkpoints import CheckpointRecord
-from ddp_bp.coordinator.files import cut_torn_line, write_atomically
+from ddp_bp.coordinator.files import append, cut_torn_line, write_atomically
 from ddp_bp.coordinator.ledger import LedgerFile
 from ddp_bp.errors import DdpError
 
@@ -90,9 +90,9 @@ class DiskWriter:
             match instruction:
                 case e.AppendLedger(lines):
                     self._ledger.append(lines)
-                    return e.LedgerWritten(self._ledger.last_step)
+                    return e.LedgerWritten(self._ledger.last_step, self._ledger.take_gaps())
                 case e.AppendMetrics(record):
-                    os.write(self._metrics, msgspec.json.encode(record) + b"\n")
+                    append(self._metrics, msgspec.json.encode(record) + b"\n")
                     return e.MetricsWritten()
                 case e.WriteCheckpoint():
                     return self._write_checkpoint(instruction)
@@ -111,12 +111,12 @@ class DiskWriter:
         manifest = msgspec.convert(dict(instruction.manifest), Manifest)
         self._ledger.append(())
         path = self._store.write(manifest, instruction.model, instruction.optimizer)
+        size_bytes = sum(file.stat().st_size for file in path.iterdir())
         problem = None
         try:
-            self._store.retain(self._keep, self._keep_best)
+            self._store.retain(self._keep, self._keep_best, path)
         except DdpError as error:
             problem = str(error)
-        size_bytes = sum(file.stat().st_size for file in path.iterdir())
         return e.CheckpointWritten(instruction.request_id, str(path), size_bytes, problem)
 
 

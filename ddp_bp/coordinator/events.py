@@ -63,9 +63,13 @@ class ParentGone:
 
 @dataclass(frozen=True, slots=True)
 class LedgerWritten:
-    """Every ledger line handed over is durable; the last is of step `last_step`, None while there are no lines."""
+    """Every ledger line handed over is durable; the last is of step `last_step`, None while there are no lines.
+
+    `gaps`: runs of steps, as [first, last], that were found to have no lines since the last such event.
+    """
 
     last_step: int | None
+    gaps: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def append(descriptor: int, content: bytes) -> None:
+    """Appends to a file that was opened with O_APPEND and has no other writer: everything, or nothing and OSError."""
+    size = os.fstat(descriptor).st_size
+    try:
+        written = 0
+        while written < len(content):
+            written += os.write(descriptor, content[written:])
+    except OSError:
+        # Half a line would spoil the next one as well.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise
+
+
 def cut_torn_line(descriptor: int) -> int:
     """Cuts a file after its last line end: what follows was cut short by a crash. Returns the size left, in bytes."""
     size = end = os.fstat(descriptor).st_size

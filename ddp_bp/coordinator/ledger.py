@@ -33,6 +33,7 @@ class LedgerFile:
         """
         self._path = path
         self._pending: deque[bytes] = deque()
+        self._gaps: list[tuple[int, int]] = []
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
@@ -64,6 +65,12 @@ class LedgerFile:
             self._write(self._pending[0])
             self._pending.popleft()
 
+    def take_gaps(self) -> tuple[tuple[int, int], ...]:
+        """Runs of steps, as [first, last], that were left without lines by what was appended since the last call."""
+        gaps = tuple(self._gaps)
+        self._gaps.clear()
+        return gaps
+
     def close(self) -> None:
         """Gives up the file, and with it the hold on the run directory."""
         os.close(self._descriptor)
@@ -81,6 +88,8 @@ class LedgerFile:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, self._size)
             raise
+        if self.last_step is not None and first_step > self.last_step + 1:
+            self._gaps.append((self.last_step + 1, first_step - 1))
         self._size += len(block)
         self.last_step = self._decode(block[block.rfind(b"\n", 0, -1) + 1 : -1])
 

@@ -145,8 +145,13 @@ class JobCollector(Collector):
             "ddp_bp_disk_failures", "Writes that failed, by what was written.", labels=["job"]
         )
         for job in ("ledger", "metrics", "checkpoint", "summary"):
-            failures.add_metric([job], coordinator.num_disk_failures[job])
+            failures.add_metric([job], coordinator.durability.num_failures[job])
         yield failures
+        yield CounterMetricFamily(
+            "ddp_bp_ledger_gaps",
+            "Runs of steps that turned out to have no lines in the ledger.",
+            value=coordinator.durability.num_ledger_gaps,
+        )
 
 
 def _gauge(name: str, about: str, value: float) -> GaugeMetricFamily:

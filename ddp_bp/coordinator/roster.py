@@ -77,24 +77,34 @@ class Roster:
                     "ranks must use the same recipe"
                 )
         present = self._members.get(hello.rank)
-        if present is not None and present.connected and present.identity != identity:
-            same_process = (present.hello.pid, present.hello.hostname) == (hello.pid, hello.hostname)
-            if not same_process and now - present.heard_at < ALIVE_SECONDS:
-                return (
-                    f"rank {hello.rank} is already here, as process {present.hello.pid} on {present.hello.hostname}; "
-                    "was the job started twice, or did mpirun start separate copies?"
-                )
+        if (
+            present is not None
+            and present.connected
+            and present.identity != identity
+            and not self.is_back(hello)
+            and now - present.heard_at < ALIVE_SECONDS
+        ):
+            return (
+                f"rank {hello.rank} is already here, as process {present.hello.pid} on {present.hello.hostname}; "
+                "was the job started twice, or did mpirun start separate copies?"
+            )
         return None
 
-    def join(self, hello: Hello, identity: bytes, now: float) -> None:
+    def is_back(self, hello: Hello) -> bool:
+        """Whether this very process held its rank before: its connection was lost, or seemed to be."""
+        before = self._members.get(hello.rank)
+        return before is not None and (before.hello.pid, before.hello.hostname) == (hello.pid, hello.hostname)
+
+    def join(self, hello: Hello, identity: bytes, now: float) -> Member:
         """Takes in a worker that was not refused; in place of the one that held its rank before, if any."""
         before = self._members.get(hello.rank)
         if before is not None:
             self._ranks.pop(before.identity, None)
         if (other := self._ranks.pop(identity, None)) is not None and other != hello.rank:
             del self._members[other]
-        self._members[hello.rank] = Member(hello, identity, heard_at=now)
+        member = self._members[hello.rank] = Member(hello, identity, heard_at=now)
         self._ranks[identity] = hello.rank
+        return member
 
     def find(self, identity: bytes) -> Member | None:
         """The rank behind a connection; None for strangers."""

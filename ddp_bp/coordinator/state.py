@@ -13,6 +13,7 @@ from typing import Final, Literal
 from ddp_bp.coordinator import events as e
 from ddp_bp.coordinator.checkpoints import CheckpointDesk, CheckpointRecord
 from ddp_bp.coordinator.config import CoordinatorConfig
+from ddp_bp.coordinator.durability import Durability
 from ddp_bp.coordinator.lifecycle import ENDED, Signal, State, advance
 from ddp_bp.coordinator.progress import Progress
 from ddp_bp.coordinator.records import evaluation_record, report_record
@@ -22,7 +23,8 @@ from ddp_bp.wire import messages as m
 from ddp_bp.wire.codec import Buffer
 
 HEARTBEAT_SECONDS: Final = 1.0
-LEDGER_RETRY_SECONDS: Final = 1.0
+JOIN_SECONDS: Final = 60.0
+"""How long a stop that comes before any rank waits for one, to tell it."""
 DRAIN_SECONDS: Final = 0.5
 """Once told to end at once, how long messages that are still on their way are waited for."""
 
@@ -47,17 +49,15 @@ class Coordinator:
         self.stop_cause: m.StopCause | None = None
         self.num_messages: Counter[str] = Counter()
         self.num_rejected = 0
-        self.num_disk_failures: Counter[e.DiskJob] = Counter()
+        self.durability = Durability()
         self._unix_at_zero = unix_seconds - now
         self._heartbeat_at = now
+        self._stop_asked_at: float | None = None
         self._ended_at: float | None = None
         self._closing_at: float | None = None
         self._exited = False
         self._num_terminations = 0
         self._num_disk_jobs = 0
-        self._ledger_retry_at: float | None = None
-        self._ledger_last_try = False
-        self._summary_failed = False
 
     def unix_seconds(self, now: float) -> float:
         """The time of day at a reading of the monotonic clock."""
@@ -94,18 +94,18 @@ class Coordinator:
                 self._num_terminations += 1
                 if self._num_terminations > 1 or self.state in ENDED:
                     self._close(now)
-                return self._stop(cause)
+                return self._stop(cause, now)
             case e.ParentGone():
                 self._close(now)
                 return []
             case e.CheckpointWritten():
                 return self.checkpoints.written(event, now, self.unix_seconds(now))
             case e.LedgerWritten(last_step):
-                self._ledger_retry_at = None
-                return [] if last_step is None else self._tell_rank_0(m.Acknowledged("ledger", step=last_step))
+                logs = self.durability.ledger_written(event)
+                return [*logs, *(self._tell_rank_0(self.durability.ledger) if last_step is not None else [])]
             case e.SummaryWritten():
-                self._summary_failed = False
-                return self._tell_rank_0(m.Acknowledged("finished"))
+                self.durability.summary_written()
+                return self._tell_rank_0(self.durability.summary)
             case e.MetricsWritten():
                 return []
             case e.DiskFailed():
@@ -122,15 +122,20 @@ class Coordinator:
             case m.StatusRequest():
                 return [e.Send(identity, m.StatusReply(status_of(self, now)))]
             case m.StopRequest(cause):
-                return [*self._stop(cause), e.Send(identity, m.Acknowledged("stop"))]
+                return [*self._stop(cause, now), e.Send(identity, m.Acknowledged("stop"))]
             case m.CheckpointRequest(request_id):
                 if self.state is State.TRAINING:
                     return self.checkpoints.request(request_id, "request", identity, now)
                 why = f"the job is {self.state.value}; a checkpoint can be asked for only while it is training"
                 return [e.Send(identity, m.CheckpointDone(request_id, ok=False, message=why))]
         member = self.roster.find(identity)
+        if member is None:
+            return None
+        if isinstance(message, m.Heartbeat):
+            member.heard(now)
+            return []
         rank = 0 if isinstance(message, m.Evaluation) else message.rank
-        if member is None or member.hello.rank != rank or (rank != 0 and isinstance(message, _FROM_RANK_0)):
+        if member.hello.rank != rank or (rank != 0 and isinstance(message, _FROM_RANK_0)):
             return None
         member.heard(now)
         return self._receive_from(member, message, payloads, now)
@@ -164,7 +169,10 @@ class Coordinator:
 
     def _hello(self, identity: bytes, hello: m.Hello, now: float) -> list[e.Instruction]:
         refusal = self.roster.refusal(hello, identity, now)
-        if refusal is None and hello.role == "worker" and self.state in ENDED:
+        is_back = self.roster.is_back(hello)
+        # Who has trained to the end with the others may still have to hear that its summary is durable.
+        ended = self.state is State.FAILED or (self.state is State.FINISHED and not is_back)
+        if refusal is None and hello.role == "worker" and ended:
             refusal = f"the job has {self.state.value}; start it again to train on"
         if refusal is not None:
             self.num_rejected += 1
@@ -176,13 +184,22 @@ class Coordinator:
         instructions: list[e.Instruction] = [e.Send(identity, welcome)]
         if hello.role == "tool":
             return instructions
-        self.roster.join(hello, identity, now)
+        member = self.roster.join(hello, identity, now)
         if self.roster.all_joined and self.state is State.WAITING:
             self.state = advance(self.state, Signal.ALL_JOINED)
             self.checkpoints.training_begins(now)
             instructions.append(e.Log("info", f"all {self.config.world_size} ranks are here"))
         if self.state is State.STOPPING:
             instructions.append(e.Send(identity, m.Stop(self.stop_cause or "user")))
+        # First of all what is durable: a rank that is welcome again sends again whatever it does not know to be that.
+        return [*self._repeat(member), *instructions] if is_back else instructions
+
+    def _repeat(self, member: Member) -> list[e.Instruction]:
+        """What a rank may have missed while its connection was lost; to hear it twice does no harm."""
+        instructions = self.checkpoints.outcomes(member)
+        if member.hello.rank == 0:
+            for acknowledged in (self.durability.ledger, self.durability.summary):
+                instructions += self._tell_rank_0(acknowledged)
         return instructions
 
     def _report(self, member: Member, report: m.Report, now: float) -> list[e.Instruction]:
@@ -196,11 +213,18 @@ class Coordinator:
 
     # ---- the end
 
-    def _stop(self, cause: m.StopCause) -> list[e.Instruction]:
+    def _stop(self, cause: m.StopCause, now: float) -> list[e.Instruction]:
         self.state = advance(self.state, Signal.STOP_ASKED)
         if self.state is not State.STOPPING:
             return []
         self.stop_cause = self.stop_cause or cause
+        if self._stop_asked_at is None:
+            self._stop_asked_at = now
+            if self.roster.num_joined == 0:
+                wait = f"waiting up to {JOIN_SECONDS:g} s for ranks, to tell them to stop; a second signal ends at once"
+                # A parent tells its user about the stop by itself.
+                level: Literal["info", "warning"] = "warning" if self.config.parent_fd is None else "info"
+                return [e.Log(level, f"no rank is here yet: {wait}")]
         return [e.Send(identity, m.Stop(self.stop_cause)) for identity in self.roster.connected()]
 
     def _finish(self, finished: m.Finished, now: float) -> list[e.Instruction] | None:
@@ -241,20 +265,20 @@ class Coordinator:
         if self.state in (State.WAITING, State.TRAINING):
             return False
         if not self.roster.connected():
-            return True
+            # Before the first rank nobody is connected either, but ranks are on their way and must be told to stop.
+            return self.roster.num_joined > 0
         waits_for_checkpoint = self.state is State.FINISHED and self.checkpoints.receiving
         overdue = self._ended_at is not None and now - self._ended_at >= self.config.exit_grace_seconds
         return overdue and not waits_for_checkpoint
 
     def _leave(self) -> list[e.Instruction]:
-        if self._ledger_retry_at is not None and not self._ledger_last_try:
-            self._ledger_last_try = True
-            self._num_disk_jobs += 1
-            return [e.AppendLedger(())]
+        if last_try := self.durability.last_try():
+            self._num_disk_jobs += len(last_try)
+            return [*last_try]
         self._exited = True
-        lost = self._ledger_retry_at is not None or self._summary_failed
-        stopped = self.state is State.STOPPING and all(member.left for _, member in self.roster)
-        code = 0 if not lost and (self.state is State.FINISHED or stopped) else 1
+        members = [member for _, member in self.roster]
+        stopped = self.state is State.STOPPING and bool(members) and all(member.left for member in members)
+        code = 0 if not self.durability.lost and (self.state is State.FINISHED or stopped) else 1
         return [*self.checkpoints.abandon("the coordinator ends"), e.Exit(code)]
 
     # ---- time and disk
@@ -264,33 +288,31 @@ class Coordinator:
         if now - self._heartbeat_at >= HEARTBEAT_SECONDS:
             self._heartbeat_at = now
             instructions += [e.Send(identity, m.Heartbeat()) for identity in self.roster.connected()]
-        if self._ledger_retry_at is not None and now >= self._ledger_retry_at:
-            self._ledger_retry_at = now + LEDGER_RETRY_SECONDS
-            instructions.append(e.AppendLedger(()))
+        instructions += self.durability.tick(now)
+        return instructions if self._closing_at is not None else [*instructions, *self._silence(now)]
+
+    def _silence(self, now: float) -> list[e.Instruction]:
+        """Ends a job whose ranks have gone without a word, or were told to stop before they came and never did."""
         heard_at, timeout = self.roster.heard_at, self.config.worker_timeout_seconds
-        if self.config.parent_fd is None and heard_at is not None and now - heard_at >= timeout:
+        if heard_at is None:
+            if self._stop_asked_at is None or now - self._stop_asked_at < JOIN_SECONDS:
+                return []
             self._close(now)
-            error = f"nothing was heard of any rank for {timeout:g} s; were they killed?"
-            instructions += [*self._fail(m.Failure(0, self.progress.step, error, ""), now), e.Log("error", error)]
-        return instructions
+            return [e.Log("error", f"no rank joined within {JOIN_SECONDS:g} s of the stop")]
+        if self.config.parent_fd is not None or now - heard_at < timeout:
+            return []
+        self._close(now)
+        error = f"nothing was heard of any rank for {timeout:g} s; were they killed?"
+        return [*self._fail(m.Failure(0, self.progress.step, error, ""), now), e.Log("error", error)]
 
     def _disk_failed(self, event: e.DiskFailed, now: float) -> list[e.Instruction]:
-        self.num_disk_failures[event.job] += 1
+        logs = self.durability.failed(event, now)
         if event.job == "checkpoint":
             return self.checkpoints.failed(event.request_id or "", event.error)
-        instructions: list[e.Instruction] = []
-        if event.job == "summary":
-            self._summary_failed = True
-            instructions += self._tell_rank_0(m.Acknowledged("finished", ok=False, message=event.error))
-        if event.job == "ledger":
-            first_of_many = self._ledger_retry_at is None
-            self._ledger_retry_at = now + LEDGER_RETRY_SECONDS
-        else:
-            first_of_many = self.num_disk_failures[event.job] == 1
-        if first_of_many:
-            instructions.append(e.Log("error", f"{event.job} cannot be written: {event.error}"))
-        return instructions
+        return [*(self._tell_rank_0(self.durability.summary) if event.job == "summary" else []), *logs]
 
-    def _tell_rank_0(self, message: m.FromCoordinator) -> list[e.Instruction]:
+    def _tell_rank_0(self, message: m.Acknowledged | None) -> list[e.Instruction]:
         rank_0 = self.roster.member(0)
-        return [e.Send(rank_0.identity, message)] if rank_0 is not None and rank_0.connected else []
+        if message is None or rank_0 is None or not rank_0.connected:
+            return []
+        return [e.Send(rank_0.identity, message)]

@@ -9,6 +9,7 @@ import difflib
 import math
 import os
 import tomllib
+import typing
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,10 @@ def _convert(struct: type[Any], table: dict[str, Any], prefix: str, problems: li
         try:
             values[name] = msgspec.convert(table[name], type=field.type)
         except msgspec.ValidationError as error:
-            problems.append(f"{path}: {_plain(str(error))}, got {table[name]!r}")
+            choices = typing.get_args(field.type) if typing.get_origin(field.type) is typing.Literal else ()
+            expected = f"expected one of {', '.join(choices)}" if choices else _plain(str(error))
+            near = _nearest(str(table[name]), choices)
+            problems.append(f"{path}: {expected}, got {table[name]!r}{near}")
     if len(problems) > num_before:
         return None
     made = struct(**values)
@@ -175,10 +179,23 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+_TOML_TERMS = (
+    (" | null`", "`"),
+    ("`str`", "a string"),
+    ("`int`", "a whole number"),
+    ("`float`", "a number"),
+    ("`bool`", "true or false"),
+    ("`array`", "an array"),
+    ("`object`", "a table"),
+)
+
+
 def _plain(message: str) -> str:
     """msgspec's message as part of a sentence: without its path and with a small first letter."""
-    text = message.split(" - at ")[0]
-    return text[:1].lower() + text[1:].split(", got")[0]
+    text = message.split(" - at ")[0].split(", got")[0]
+    for theirs, ours in _TOML_TERMS:
+        text = text.replace(theirs, ours)
+    return text[:1].lower() + text[1:]
 
 
 def _nearest(name: str, known: Any) -> str:

@@ -68,7 +68,7 @@ class DataSection(Section, frozen=True, kw_only=True):
     path: str | None = None
     target_path: str | None = None
     inputs: str = "x"
-    target: str | None = None
+    target: str | int | None = None
     task: Literal["auto", "classification", "regression"] = "auto"
     num_classes: PositiveInt | None = None
     eval_fraction: Fraction | None = None
@@ -142,6 +142,11 @@ class CoordinatorSection(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Port = 0
     http_port: Port = 0
+
+    def conflicts(self) -> list[str]:
+        if self.port and self.port == self.http_port:
+            return [f"coordinator: port and http_port must differ, got {self.port} for both; 0 takes any free one"]
+        return []
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):

@@ -86,11 +86,26 @@ class ArrayLayout(msgspec.Struct, frozen=True):
     tensors: list[TensorLayout]
 
 
+# ---- both ways
+
+
+class Heartbeat(Message, frozen=True):
+    """Once a second, from every rank to the coordinator and from it to every rank: the sender is there.
+
+    A rank that sees none for long has lost the coordinator, and trains on. One whose sender is no known rank means
+    nothing.
+    """
+
+
 # ---- worker -> coordinator
 
 
 class Hello(Message, frozen=True):
-    """The first message of a connection, and again after the link was lost. Answered by `Welcome` or `Refused`."""
+    """The first message of a connection, and again after the link was lost. Answered by `Welcome` or `Refused`.
+
+    A process that comes back is told again, before `Welcome`, what it may have missed: how the latest checkpoints
+    ended, and on rank 0 what is durable of ledger and summary.
+    """
 
     protocol_version: int
     package_version: str
@@ -266,6 +281,8 @@ class Stop(Message, frozen=True):
 class CheckpointDone(Message, frozen=True):
     """How a checkpoint ended, to every rank and to the tool that asked.
 
+    May come more than once.
+
     ok        True: durable in the folder `path`. False: it was dropped, `message` says why, and training goes on
     step      its number of committed steps, None where it never got that far
     """
@@ -278,7 +295,7 @@ class CheckpointDone(Message, frozen=True):
 
 
 class Acknowledged(Message, frozen=True):
-    """`of` happened; for "ledger" every line up to and including `step` is durable.
+    """`of` happened; for "ledger" every line up to and including `step` is durable. May come more than once.
 
     ok=False (only for "finished"): the summary could not be written, `message` says why.
     """
@@ -295,12 +312,9 @@ class StatusReply(Message, frozen=True):
     status: dict[str, Any]
 
 
-class Heartbeat(Message, frozen=True):
-    """To every rank once a second. A rank that sees none for long has lost the coordinator, and trains on."""
-
-
 FromWorker = (
     Hello
+    | Heartbeat
     | Report
     | LedgerRecords
     | Evaluation

@@ -1,12 +1,11 @@
 """The timed parts of a training step, and the histogram buckets that ranks count them into.
 
-Ranks count locally and send only the increments, so that timing every step costs no message. This module knows how a
-duration finds its bucket, not who measures it nor who shows it.
+Ranks count locally and send only the increments, so that timing every step costs no message. This module
+knows neither who measures a duration nor who shows it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import Final
 
 PHASES: Final = ("data_wait", "forward", "backward", "rank_wait", "exchange", "optimizer", "step")
@@ -23,8 +22,3 @@ PHASE_BUCKETS_SECONDS: Final = (
 """Inclusive upper bounds, rising. One more bucket, for anything longer, follows the last."""
 
 NUM_PHASE_BUCKETS: Final = len(PHASE_BUCKETS_SECONDS) + 1
-
-
-def phase_bucket(seconds: float) -> int:
-    """The index in 0 .. NUM_PHASE_BUCKETS - 1 of the bucket that a duration falls into (upper bounds included)."""
-    return bisect_left(PHASE_BUCKETS_SECONDS, seconds)

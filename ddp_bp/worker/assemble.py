@@ -26,7 +26,7 @@ from ddp_bp.data import DataSpec, Loaded, ShardPlan, load
 from ddp_bp.engine import no_grad, tensor
 from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.engine.random import random_stream
-from ddp_bp.errors import DdpError, RecipeError
+from ddp_bp.errors import DdpError, EngineError, RecipeError
 from ddp_bp.nn import CrossEntropyLoss, Module, MSELoss
 from ddp_bp.nn.models import MODELS
 from ddp_bp.optim import SGD, Adam, AdamW, Optimizer
@@ -59,6 +59,11 @@ class Job:
     layout: int
 
     @property
+    def data_digests(self) -> list[str]:
+        """Fingerprints of the training and evaluation data."""
+        return [str(part.digest) for part in (self.data.train, self.data.evaluation) if part is not None]
+
+    @property
     def is_classification(self) -> bool:
         return self.data.num_classes is not None
 
@@ -78,11 +83,15 @@ def assemble(recipe: Recipe, base: Path, *, check_data: bool, cache: Path | None
     assert recipe.train.shards is not None
     spec = msgspec.to_builtins(recipe.data)
     spec["seed"] = spec.pop("split_seed")
+    spec["target"] = None if recipe.data.target is None else str(recipe.data.target)
     data = load(msgspec.convert(spec, DataSpec), base, cache=cache, check=check_data)
     model = _build_model(recipe.model, recipe.train.seed, data, base)
     _check_output(recipe.model, model, data)
     loss = CrossEntropyLoss() if data.num_classes is not None else MSELoss()
-    parameters = FlatParameters(model.named_parameters())
+    try:
+        parameters = FlatParameters(model.named_parameters())
+    except EngineError as error:
+        raise RecipeError(f"model {recipe.model.name or recipe.model.factory}", [str(error)]) from error
     plan = ShardPlan(data.train.num_samples, recipe.train.batch_size, recipe.train.shards, recipe.train.seed)
     total_steps = recipe.train.epochs * plan.steps_per_epoch
     return Job(
@@ -110,11 +119,16 @@ def _build_model(section: ModelSection, seed: int, data: Loaded, base: Path) -> 
             model = factory(data.input_shape, data.num_outputs, **options)
     except DdpError as error:
         raise RecipeError(f"model {called}", [str(error)]) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = traceback_line(error)
         raise RecipeError(f"model {called}", [f"raised {type(error).__name__}: {error}{where}"]) from error
     if not isinstance(model, Module):
         raise RecipeError(f"model {called}", [f"expected a ddp_bp.nn.Module from it, got {type(model).__name__}"])
+    if buffers := [name for name, _ in model.named_buffers()]:
+        raise RecipeError(
+            f"model {called}",
+            [f"has buffers ({', '.join(buffers[:5])}): what a forward pass changes is not kept in step over ranks"],
+        )
     if not any(True for _ in model.parameters()):
         raise RecipeError(f"model {called}", ["has no parameters, so there is nothing to train"])
     return model
@@ -149,12 +163,14 @@ def _factory(section: ModelSection, base: Path) -> tuple[Callable[..., Any], str
             sys.path.append(folder)
     try:
         factory = getattr(importlib.import_module(module_name), attribute, None)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = "" if isinstance(error, ImportError) else traceback_line(error)
         problem = f"model.factory: importing {module_name!r} raised {type(error).__name__}: {error}{where}"
         raise RecipeError("model", [problem]) from error
     if not callable(factory):
-        raise RecipeError("model", [f"model.factory: module {module_name!r} has no function {attribute!r}"])
+        near = difflib.get_close_matches(attribute, dir(sys.modules[module_name]), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise RecipeError("model", [f"model.factory: module {module_name!r} has no function {attribute!r}{hint}"])
     return factory, called
 
 
@@ -202,7 +218,7 @@ def _check_output(section: ModelSection, model: Module, data: Loaded) -> None:
     try:
         with no_grad():
             output = model(tensor(inputs))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         problem = f"cannot take one input of shape {inputs.shape}: {error}"
         raise RecipeError(f"model {called}", [problem]) from error
     expected, got = (1, data.num_outputs), tuple(getattr(output, "shape", ()))

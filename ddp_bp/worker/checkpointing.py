@@ -12,6 +12,7 @@ from typing import Any
 
 from ddp_bp.errors import DistributedError
 from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.recipes.schema import identity
 from ddp_bp.wire.messages import (
     CHUNK_BYTES,
     CheckpointBegin,
@@ -118,7 +119,7 @@ class Checkpointing:
             "eval_loss": _finite(progress.eval_loss),
             "eval_accuracy": progress.eval_accuracy,
             "versions": versions(),
-            "extra": progress.extra(),
+            "extra": {"recipe": identity(self._job.recipe), "data": self._job.data_digests, **progress.extra()},
         }
 
     def _messages(self, request_id: str, answers: str, manifest: dict[str, Any]) -> Iterator[Outgoing]:

@@ -22,13 +22,13 @@ class NonFiniteError(DdpError):
 class RankFailure(DdpError):
     """This rank's own `error`, of which all ranks know. `shown`: whether it has been printed."""
 
-    def __init__(self, error: Exception, *, shown: bool) -> None:
+    def __init__(self, error: BaseException, *, shown: bool) -> None:
         super().__init__(str(error))
         self.error, self.shown = error, shown
         self.exit_code = getattr(error, "exit_code", 1)
 
 
-def raise_together(verdict: Verdict, failure: Exception | None, where: str) -> None:
+def raise_together(verdict: Verdict, failure: BaseException | None, where: str) -> None:
     """Raise what the ranks agreed on: RankFailure on one that failed, and has shown why; RemoteError on the others."""
     if failure is not None:
         raise RankFailure(failure, shown=True) from failure
@@ -43,10 +43,10 @@ def together(communicator: Communicator, function: Callable[[], Result]) -> Resu
         RankFailure: on the lowest rank that failed, with its own error, to be shown.
         RemoteError: on all other ranks, with the exit code of that error.
     """
-    failure: Exception | None = None
+    failure: BaseException | None = None
     try:
         result = function()
-    except Exception as error:
+    except BaseException as error:  # also SystemExit: the other ranks must hear of it
         failure = error
     exit_code = 0 if failure is None else getattr(failure, "exit_code", 1)
     codes = [json.loads(data) for data in communicator.allgather_bytes(json.dumps(exit_code).encode())]

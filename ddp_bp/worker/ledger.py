@@ -19,8 +19,12 @@ import numpy.typing as npt
 class Ledger:
     """The head of the chain, and the lines that lead to it and have not been taken yet."""
 
-    def __init__(self, chain_sha256: str, world_size: int) -> None:
-        """`chain_sha256`: the head to go on from, as 64 hex digits; `genesis` gives the first."""
+    def __init__(self, chain_sha256: str, world_size: int, *, keeps_lines: bool = True) -> None:
+        """`chain_sha256`: the head to go on from, as 64 hex digits; `genesis` gives the first.
+
+        `keeps_lines`: whether this rank hands in the lines; the others only follow the chain.
+        """
+        self._keeps_lines = keeps_lines
         self._head = bytes.fromhex(chain_sha256)
         self._world_size = world_size
         self._lines: list[str] = []
@@ -39,6 +43,8 @@ class Ledger:
         """Record step `step` (counted from 0) with one digest of sample ids per shard."""
         body = struct.pack("<3Q", step, epoch, num_samples) + shard_digests.astype("<u8").tobytes()
         self._head = hashlib.sha256(self._head + body).digest()
+        if not self._keeps_lines:
+            return
         record = {
             "step": step,
             "epoch": epoch,

@@ -28,6 +28,7 @@ _SEND_HIGH_WATER_MARK = 16
 _MAX_QUEUED_REPORTS = 8
 # The coordinator sends a heartbeat every second.
 _HELLO_AGAIN_SECONDS = 5.0
+_HEARTBEAT_SECONDS = 1.0
 
 
 class CoordinatorLink:
@@ -167,7 +168,7 @@ class CoordinatorLink:
         poller = zmq.Poller()
         poller.register(self._wake, zmq.POLLIN)
         outgoing: Outgoing | None = None
-        introduced = monotonic()
+        introduced = spoke = monotonic()
         while True:
             now = monotonic()
             if now - max(self._last_heard, introduced) > _HELLO_AGAIN_SECONDS:
@@ -178,8 +179,12 @@ class CoordinatorLink:
             # Read before the queue is: what was posted before `close` is then still found in it.
             closing = self._closing
             outgoing = outgoing or self._next_outgoing()
-            if outgoing is None and closing:
-                return
+            if outgoing is None:
+                if closing:
+                    return
+                if now - spoke >= _HEARTBEAT_SECONDS:
+                    # However long a step takes, the coordinator knows that this process is there.
+                    outgoing = Heartbeat(), ()
             poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if outgoing else 0))
             events = dict(poller.poll(1000))
             if self._wake in events:
@@ -190,7 +195,7 @@ class CoordinatorLink:
             if outgoing and state & zmq.POLLOUT:
                 message, payloads = outgoing
                 socket.send_multipart(encode(message, payloads))
-                outgoing = None
+                outgoing, spoke = None, now
 
     def _next_outgoing(self) -> Outgoing | None:
         """The next message of the stream that is being sent, or the first of the next one in the queue."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.wire.messages import CheckpointDone, Stop, TakeCheckpoint
+from ddp_bp.wire.messages import Acknowledged, CheckpointDone, Stop, TakeCheckpoint, Welcome
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import Checkpointing
 from ddp_bp.worker.evaluation import Evaluation
@@ -94,13 +94,18 @@ class TrainingLoop:
                 self._end_epoch()
             if self._checkpoint_is_due(requests):
                 answers, self._wanted_checkpoint = self._wanted_checkpoint or "", None
+                # The ledger's lines of these steps must be on the disk before the checkpoint that contains them.
+                self._reporter.send("train", self._epoch(), self._scalars())
                 self._checkpointing.begin(f"step-{self._progress.step}", answers)
             self._reporter.send_if_due("train", self._epoch(), self._scalars())
             stopped_by = requests & (Request.STOP_BY_SIGINT | Request.STOP_BY_SIGTERM) or None
-        if stopped_by is None:
+        if self._progress.step >= self._job.total_steps:
+            # A stop in the very last step has cut nothing short.
+            stopped_by = None
             self._evaluate()
         seconds = time.perf_counter() - began
         self._reporter.send("checkpoint", self._epoch(), self._scalars())
+        self._requests()
         together(self._communicator, lambda: self._checkpointing.save_now("final", self._wanted_checkpoint or ""))
         self._reporter.send("finish", self._epoch(), self._scalars())
         return Outcome(stopped_by, seconds, self._progress.samples - samples_before)
@@ -115,6 +120,10 @@ class TrainingLoop:
                     self._wanted_checkpoint = request_id
                 case CheckpointDone():
                     self._checkpointing.done(message)
+                case Acknowledged(of="ledger", step=int(step)):
+                    self._reporter.ledger_is_durable(step)
+                case Welcome():
+                    self._reporter.send_ledger_again()
                 case _:
                     pass
         requests = self._stop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 
 from ddp_bp.wire.messages import Evaluation, Failure, LedgerRecords, PhaseDelta, Report
 from ddp_bp.worker.evaluation import EvaluationResult
@@ -22,6 +23,7 @@ class Reporter:
         self._clock, self._progress, self._ledger = clock, progress, ledger
         self._due = 0.0
         self._num_steps = self._num_samples = 0
+        self._unconfirmed: deque[LedgerRecords] = deque()
 
     def count(self, num_samples: int) -> None:
         """Note a committed step; `num_samples` is what this rank accounts for."""
@@ -49,9 +51,20 @@ class Reporter:
         )
         self._num_steps = self._num_samples = 0
         self._link.post(report)
-        lines = self._ledger.take_lines()
-        if lines and self._rank == 0:
-            self._link.post(LedgerRecords(0, lines, self._progress.step - 1, self._ledger.chain_sha256))
+        if lines := self._ledger.take_lines():
+            records = LedgerRecords(0, lines, self._progress.step - 1, self._ledger.chain_sha256)
+            self._unconfirmed.append(records)
+            self._link.post(records)
+
+    def ledger_is_durable(self, step: int) -> None:
+        """Forget the lines up to `step`: the coordinator has them on the disk."""
+        while self._unconfirmed and self._unconfirmed[0].last_step <= step:
+            self._unconfirmed.popleft()
+
+    def send_ledger_again(self) -> None:
+        """After a lost connection: send the lines that may not have arrived. The ledger takes them once."""
+        for records in self._unconfirmed:
+            self._link.post(records)
 
     def evaluation(self, result: EvaluationResult, epoch: int) -> None:
         """Send the result of an evaluation."""

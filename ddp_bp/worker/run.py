@@ -39,7 +39,7 @@ from ddp_bp.worker.loop import Outcome, Request, TrainingLoop
 from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.progress import Progress
 from ddp_bp.worker.reporter import Reporter
-from ddp_bp.worker.rundir import check_checkpoint, recipe_sha256
+from ddp_bp.worker.rundir import recipe_sha256
 from ddp_bp.worker.snapshot import Snapshot
 from ddp_bp.worker.step import TrainingStep
 
@@ -105,7 +105,7 @@ class _Run:
         snapshot = Snapshot(job.parameters, job.optimizer, exchange.bounds)
         self._progress, chain = self._restore(snapshot, settings)
         self._resumed_from_step = self._progress.step if settings.resumes else None
-        self._ledger = Ledger(chain, communicator.size)
+        self._ledger = Ledger(chain, communicator.size, keeps_lines=rank == 0)
         clock = PhaseClock(PHASE_BUCKETS_SECONDS)
         self._reporter = Reporter(link, rank, clock, self._progress, self._ledger)
         step = TrainingStep(
@@ -145,7 +145,8 @@ class _Run:
         )
 
     def to_the_end(self) -> int:
-        with _stop_signals(self._loop.request_stop):
+        # What is not finite is found by the step itself, which says where; NumPy's warnings would come first.
+        with _stop_signals(self._loop.request_stop), np.errstate(all="ignore"):
             outcome = self._loop.run()
             together(self._communicator, lambda: self._finish(outcome))
         if outcome.stopped_by is None:
@@ -162,7 +163,6 @@ class _Run:
         def read() -> bytes:
             if checkpoint is None:
                 return b""
-            check_checkpoint(checkpoint, self._job.recipe)
             snapshot.check(checkpoint.model, checkpoint.optimizer)
             return msgspec.json.encode((Progress.of(checkpoint.manifest), checkpoint.manifest.ledger_sha256))
 
@@ -176,7 +176,7 @@ class _Run:
         )
         return progress, chain or genesis
 
-    def _show_failure(self, error: Exception, step: int) -> None:
+    def _show_failure(self, error: BaseException, step: int) -> None:
         """Show this rank's own error before the others hear of it, so that it stands first."""
         text = "".join(traceback.format_exception(error))
         rank = self._communicator.rank
@@ -226,10 +226,11 @@ def _finite(value: float | None) -> float | None:
 
 @contextlib.contextmanager
 def _stop_signals(request_stop: Callable[[str], None]) -> Iterator[None]:
-    """While inside, SIGINT and SIGTERM ask for an orderly end instead of killing the process."""
+    """While inside, a first SIGINT or SIGTERM asks for an orderly end; a second one ends the process as usual."""
 
     def handle(number: int, _: FrameType | None) -> None:
         request_stop(signal.Signals(number).name)
+        signal.signal(number, signal.SIG_DFL)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

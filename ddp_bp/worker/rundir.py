@@ -7,6 +7,7 @@ coordinator writes checkpoints, ledger, metrics and summary there; this module k
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import platform
@@ -21,12 +22,13 @@ import numpy as np
 from ddp_bp.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from ddp_bp.errors import CheckpointError, InputError, RecipeError
 from ddp_bp.recipes.load import decode, encode
-from ddp_bp.recipes.schema import Recipe, differences
-from ddp_bp.worker.assemble import versions
+from ddp_bp.recipes.schema import Recipe, differences, identity
+from ddp_bp.worker.assemble import Job, versions
 
 RECIPE_FILE = "recipe.json"
 ENVIRONMENT_FILE = "environment.json"
 SUMMARY_FILE = "summary.json"
+LEDGER_FILE = "ledger.jsonl"
 CHECKPOINT_FOLDER = "checkpoints"
 
 
@@ -101,6 +103,19 @@ class RunDirectory:
         done = isinstance(summary, dict) and summary.get("steps") == total_steps
         return summary if done else None
 
+    def check_free(self) -> None:
+        """Raise InputError while a coordinator writes to this directory: it holds a lock on the ledger."""
+        if not (self.path / LEDGER_FILE).exists():
+            return
+        with self._usable(), (self.path / LEDGER_FILE).open("rb") as ledger:
+            try:
+                fcntl.flock(ledger, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"run directory {self.path}: a job is running in it; see `ddp-bp status {self.path}`, "
+                    "or give another --run-dir"
+                ) from None
+
     def create(self, recipe: Recipe, environment: dict[str, Any]) -> None:
         """Make the folder and write the resolved recipe and the environment of this start.
 
@@ -123,18 +138,35 @@ class RunDirectory:
             ) from error
 
 
-def check_checkpoint(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Raise CheckpointError if going on from `checkpoint` would not give the bits of `recipe`'s run."""
+def check_checkpoint(checkpoint: Checkpoint, job: Job, warn: Callable[[str], None]) -> None:
+    """Refuse to go on from a checkpoint if that would not be the run of `job`.
+
+    `warn` is told of library versions that differ, since the bits of further steps depend on them.
+
+    Raises:
+        CheckpointError: it was written by another recipe or on other data, or it lies beyond the job's last step.
+    """
     manifest = checkpoint.manifest
-    for key, got, expected in (
-        ("seed", manifest.seed, recipe.train.seed),
-        ("shards", manifest.shards, recipe.train.shards),
+    for what, got, expected, advice in (
+        ("the seed", manifest.seed, job.plan.seed, "set train.seed to that"),
+        ("a number of shards of", manifest.shards, job.plan.num_shards, "set train.shards to that"),
+        ("the recipe", manifest.extra.get("recipe"), identity(job.recipe), "use the recipe of its run"),
+        ("the data", manifest.extra.get("data"), job.data_digests, "the data files have changed since it was written"),
     ):
         if got != expected:
             raise CheckpointError(
-                f"checkpoint {checkpoint.path}: expected {key} {expected}, as in the recipe, got {got}; "
-                f"set train.{key} to {got}, or resume from a checkpoint of this run"
+                f"checkpoint {checkpoint.path}: expected {what} {expected}, got {got}; {advice}, "
+                "or start anew with another --run-dir"
             )
+    if manifest.step > job.total_steps:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: it is at step {manifest.step}, but the recipe ends at step "
+            f"{job.total_steps}; raise train.epochs or train.max_steps, or resume from an earlier checkpoint"
+        )
+    for name, version in versions().items():
+        if manifest.versions.get(name) != version:
+            written = manifest.versions.get(name)
+            warn(f"{checkpoint.path} was written with {name} {written}, this is {version}: bits may differ")
 
 
 def recipe_sha256(recipe: Recipe) -> str:

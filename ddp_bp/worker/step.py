@@ -8,6 +8,7 @@ slice. No sum depends on who computed what, so the bits are the same for any num
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,14 +29,18 @@ from ddp_bp.worker.phases import Phase, PhaseClock
 
 @dataclass(frozen=True)
 class StepResult:
-    """What all ranks know after a committed step: sums over the global batch, and the requests that were agreed on."""
+    """What all ranks know after a committed step: sums over the global batch, and the requests that were agreed on.
+
+    `previous_gradient_norm` is that of the step before, None after the first step of a start. It is for people only:
+    it is summed over the ranks' slices, so that its last bits depend on how many there are.
+    """
 
     loss: float
     weight: float
     correct: float
     requests: int
     shard_digests: npt.NDArray[np.uint64]
-    previous_gradient_norm: float
+    previous_gradient_norm: float | None
 
 
 class TrainingStep:
@@ -52,7 +57,7 @@ class TrainingStep:
         agreement: Agreement,
         exchange: Exchange,
         clock: PhaseClock,
-        on_failure: Callable[[Exception, int], None],
+        on_failure: Callable[[BaseException, int], None],
     ) -> None:
         """`shards` is this rank's run; `on_failure(error, step)` shows a rank's own error before the others stop."""
         self._objective, self._batches, self._shards = objective, batches, shards
@@ -63,7 +68,7 @@ class TrainingStep:
         self._merges = merge_counts([(shard, shard + 1) for shard in shards], num_shards)
         # Lazily mapped zeros: memory that a shallow stack does not reach is never touched.
         self._buffers = [np.zeros(parameters.size, parameters.dtype) for _ in range(stack_depth(self._merges))]
-        self._squared_norm = 0.0
+        self._squared_norm = math.nan
         self.num_own_samples = 0
         """Samples that this rank computed in its last step."""
 
@@ -95,10 +100,10 @@ class TrainingStep:
             verdict.correct,
             verdict.requests,
             verdict.shard_digests,
-            float(np.sqrt(verdict.squared_norm)),
+            None if math.isnan(verdict.squared_norm) else math.sqrt(verdict.squared_norm),
         )
 
-    def _compute(self, step: int) -> tuple[list[npt.NDArray[np.floating]], Exception | None]:
+    def _compute(self, step: int) -> tuple[list[npt.NDArray[np.floating]], BaseException | None]:
         """The gradient partials of this rank's shards, from left to right; or the error that this rank met."""
         stack: list[npt.NDArray[np.floating]] = []
         self._agreement.reset()
@@ -110,7 +115,7 @@ class TrainingStep:
                     right = stack.pop()
                     stack[-1] += right
                 self._clock.lap(Phase.EXCHANGE)
-        except Exception as error:
+        except BaseException as error:  # a model that calls sys.exit must not leave the other ranks waiting
             self._on_failure(error, step)
             return stack, error
         return stack, None

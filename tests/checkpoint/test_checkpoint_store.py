@@ -39,6 +39,10 @@ def damage(path: Path, position: int = 100) -> None:
     path.write_bytes(content)
 
 
+def _evaluated(at_step: int, loss: float | None) -> dict[str, Any]:
+    return {"eval_loss": loss, "extra": {"evaluated_at_step": at_step}}
+
+
 def test_what_is_written_is_read_back(store: CheckpointStore) -> None:
     path = write(store, 42, train_loss=0.5, extra={"note": "a"}, ledger_sha256="ab")
     assert path == store.folder / "step-00000042"
@@ -180,6 +184,11 @@ def test_a_path_that_is_no_checkpoint_says_what_to_name(
         (2, True, {1: {"eval_loss": 0.5}, 3: {"eval_loss": 0.5}}, [5, 4, 3]),
         (1, True, {2: {"eval_loss": float("nan")}, 3: {"eval_loss": 4.0}}, [5, 3]),
         (1, False, {2: {"eval_loss": 0.0}}, [5]),
+        # Steps 2 and 3 only carry on the loss of step 1, and 4 was evaluated itself.
+        (1, True, {1: _evaluated(1, 0.1), 2: _evaluated(1, 0.1), 3: _evaluated(1, 0.1), 4: _evaluated(4, 0.3)}, [5, 1]),
+        (1, True, {2: _evaluated(1, 0.1), 3: _evaluated(1, 0.1), 4: _evaluated(4, 0.3)}, [5, 4]),
+        (1, True, {2: _evaluated(1, 0.1), 3: _evaluated(1, 0.2), 4: {"train_loss": 0.0}}, [5, 2]),
+        (1, True, {2: _evaluated(2, None), 3: {"eval_loss": 0.2}}, [5, 3]),
     ],
 )
 def test_retention_keeps_the_last_and_the_best(
@@ -204,6 +213,13 @@ def test_retention_never_removes_the_newest_whole_checkpoint(store: CheckpointSt
     damage(paths[1] / MODEL_FILE)
     assert store.retain(1, False) == []
     assert steps(store) == [5, 2, 1]
+
+
+def test_retention_spares_the_one_to_protect(store: CheckpointStore) -> None:
+    paths = {step: write(store, step) for step in range(1, 6)}
+    assert store.retain(1, False, paths[2]) == [paths[4], paths[3], paths[1]]
+    assert steps(store) == [5, 2]
+    assert store.retain(1, False) == [paths[2]]
 
 
 def test_retention_removes_damaged_checkpoints_older_than_a_good_one(store: CheckpointStore) -> None:

@@ -266,7 +266,7 @@ def test_a_coordinator_started_first_waits_for_workers_of_the_same_recipe(
     ("arguments", "part"),
     [
         (["--coordinator", "nonsense"], "'nonsense' is no address of a coordinator"),
-        (["--resume", "never", "--set", "train.epochs=none"], "train.epochs: expected `int`, got 'none'"),
+        (["--resume", "never", "--set", "train.epochs=none"], "train.epochs: expected a whole number, got 'none'"),
     ],
 )
 def test_a_worker_that_cannot_be_used_is_exit_code_2(run_ddp_bp, tmp_path: Path, arguments: list, part: str) -> None:

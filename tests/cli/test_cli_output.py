@@ -108,7 +108,7 @@ def test_the_closing_table_says_what_came_out_and_where_it_lies(
     summary = {
         "steps": 920, "epochs": 40.0, "samples": 57520, "world_size": 2, "shards": 4, "train_loss": 0.012345678,
         "eval_loss": None, "eval_accuracy": None, "weights_sha256": "a" * 64, "ledger_sha256": "b" * 64,
-        "seconds": 3.21, "samples_per_second": 17919.0, "checkpoint": LONG,
+        "seconds": 3.21, "samples_per_second": 17919.0, "checkpoint": f"{LONG}/step-00000920",
     }  # fmt: skip
     summary_table(tmp_path, summary)
     rows = dict(line.strip().split("  ", 1) for line in capsys.readouterr().out.splitlines()[1:])
@@ -118,7 +118,7 @@ def test_the_closing_table_says_what_came_out_and_where_it_lies(
         "workers": "2 (shards: 4)",
         "time": "3.2 s, 17,919 samples/s",
         "train loss": "0.01235",
-        "weights": f"{LONG}/model.safetensors",
+        "weights": str(tmp_path / "checkpoints" / "step-00000920" / "model.safetensors"),
         "weights sha256": "a" * 64,
         "ledger sha256": "b" * 64,
         "checkpoints": str(tmp_path / "checkpoints"),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +71,64 @@ def test_old_checkpoints_go(tmp_path: Path) -> None:
     with _writer(tmp_path, keep=2) as writer:
         writer.do(*(_checkpoint(step) for step in (1, 2, 3)))
     assert [entry.step for entry in CheckpointStore(tmp_path / "checkpoints").entries()] == [3, 2]
+
+
+def test_a_checkpoint_that_is_older_than_others_stays_when_written(tmp_path: Path) -> None:
+    with _writer(tmp_path, keep=1) as writer:
+        writer.do(_checkpoint(20), _checkpoint(30))
+        (answer,) = writer.do(_checkpoint(10))
+        assert isinstance(answer, e.CheckpointWritten)
+        assert answer.size_bytes == sum(file.stat().st_size for file in Path(answer.path).iterdir()) > 0
+        assert load_checkpoint(Path(answer.path)).manifest.step == 10
+        writer.do(_checkpoint(11))
+    assert [entry.step for entry in CheckpointStore(tmp_path / "checkpoints").entries()] == [30, 11]
+
+
+def test_the_size_of_a_checkpoint_does_not_hang_on_retention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def remove_everything(store: CheckpointStore, *_: object) -> None:
+        for entry in store.entries():
+            shutil.rmtree(entry.path)
+
+    with _writer(tmp_path) as writer:
+        monkeypatch.setattr(CheckpointStore, "retain", remove_everything)
+        (answer,) = writer.do(_checkpoint(1))
+    assert isinstance(answer, e.CheckpointWritten) and answer.size_bytes > 0
+
+
+def test_metrics_survive_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_write = os.write
+
+    def at_most_three_bytes(descriptor: int, content: bytes) -> int:
+        return real_write(descriptor, content[:3])
+
+    with _writer(tmp_path) as writer:
+        monkeypatch.setattr("ddp_bp.coordinator.files.os.write", at_most_three_bytes)
+        assert writer.do(e.AppendMetrics({"step": 1}), e.AppendMetrics({"step": 2})) == [e.MetricsWritten()] * 2
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step":1}\n{"step":2}\n'
+
+
+def test_a_metrics_line_that_the_disk_cut_short_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_write = os.write
+
+    def full_after_three_bytes(descriptor: int, content: bytes) -> int:
+        if not content.startswith(b"{"):
+            raise OSError(28, "No space left on device")
+        return real_write(descriptor, content[:3])
+
+    with _writer(tmp_path) as writer:
+        writer.do(e.AppendMetrics({"step": 1}))
+        with monkeypatch.context() as patch:
+            patch.setattr("ddp_bp.coordinator.files.os.write", full_after_three_bytes)
+            (failed,) = writer.do(e.AppendMetrics({"step": 2}))
+        writer.do(e.AppendMetrics({"step": 3}))
+    assert isinstance(failed, e.DiskFailed) and "No space" in failed.error
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step":1}\n{"step":3}\n'
+
+
+def test_steps_without_ledger_lines_are_in_the_next_answer(tmp_path: Path) -> None:
+    with _writer(tmp_path) as writer:
+        answers = writer.do(*(e.AppendLedger([json.dumps({"step": step})]) for step in (0, 3, 4)))
+    assert answers == [e.LedgerWritten(0), e.LedgerWritten(3, ((1, 2),)), e.LedgerWritten(4)]
 
 
 def test_a_checkpoint_waits_for_a_durable_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

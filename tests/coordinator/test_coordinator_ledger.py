@@ -84,6 +84,38 @@ def test_resumes_replace_what_follows(
     ledger.close()
 
 
+def test_steps_that_are_left_out_are_named_once(path: Path) -> None:
+    ledger = LedgerFile(path)
+    ledger.append(_lines(5, 6))
+    assert ledger.take_gaps() == ()
+    ledger.append(_lines(9))
+    ledger.append(_lines(11))
+    assert ledger.take_gaps() == ((7, 8), (10, 10))
+    ledger.append(_lines(11, 12))
+    assert ledger.take_gaps() == ((10, 10),)
+    ledger.append(_lines(7, 8, 9))
+    ledger.append(_lines(9, 10))
+    assert ledger.take_gaps() == ()
+    ledger.close()
+    assert _read(path) == _lines(5, 6, 7, 8, 9, 10)
+
+
+def test_a_gap_is_noticed_when_its_line_is_durable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    ledger = LedgerFile(path)
+    ledger.append(_lines(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space"):
+            ledger.append(_lines(3))
+    assert ledger.take_gaps() == ()
+    ledger.append([])
+    assert ledger.take_gaps() == ((1, 2),)
+    ledger.close()
+
+
 @pytest.mark.parametrize("moment", ["write", "sync"])
 def test_what_a_full_disk_refused_comes_first_at_the_next_call(
     path: Path, monkeypatch: pytest.MonkeyPatch, moment: str

@@ -140,6 +140,7 @@ def test_metrics_are_what_prometheus_reads(tmp_path: Path) -> None:
     assert one["ddp_bp_samples_total"] == 160 and one["ddp_bp_steps_total"] == 5
     assert one["ddp_bp_eval_accuracy"] == 0.9 and one["ddp_bp_workers_connected"] == 2
     assert one["ddp_bp_checkpoint_bytes_total"] == one["ddp_bp_checkpoint_last_bytes"] > 0
+    assert one["ddp_bp_ledger_gaps_total"] == 0
     results = {sample.labels["result"]: sample.value for sample in families["ddp_bp_checkpoints"].samples}
     assert results == {"ok": 1, "failed": 0, "dropped": 0}
     assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,72 @@ def test_unreadable_frames_are_answered_only_to_strangers(training: Machine) -> 
     assert training.coordinator.num_rejected == 2
 
 
+def test_a_heartbeat_of_a_stranger_means_nothing(training: Machine) -> None:
+    training.now += 1
+    assert training.receive(b"stranger", m.Heartbeat()) == []
+    assert training.coordinator.num_rejected == 1
+    assert training.coordinator.roster.heard_at == training.now - 1
+
+
+# ---- a rank that comes back
+
+
+def _repeated(instructions: list[e.Instruction]) -> list[m.Message]:
+    """What comes before the welcome, all to the same rank."""
+    sends = [one for one in instructions if isinstance(one, e.Send)]
+    assert {one.identity for one in sends} == {sends[0].identity}
+    assert isinstance(sends[-1].message, m.Welcome)
+    return [one.message for one in sends[:-1]]
+
+
+def test_a_rank_that_comes_back_is_told_how_checkpoints_ended(training: Machine) -> None:
+    for step in (5, 6):
+        for rank in (0, 1):
+            training.send_checkpoint(rank, step, f"step-{step}")
+    training.event(e.DiskFailed("checkpoint", "disk full", "step-5"))
+    training.event(e.Disconnected(b"1"))
+    training.event(e.CheckpointWritten("step-6", "/c/step-6", 1))
+    assert _repeated(training.receive(b"new", hello(1))) == [
+        m.CheckpointDone("step-5", False, 5, message="disk full"),
+        m.CheckpointDone("step-6", True, 6, "/c/step-6"),
+    ]
+
+
+def test_only_the_latest_outcomes_are_repeated(training: Machine) -> None:
+    for step in range(300):
+        training.send_checkpoint(0, step, f"step-{step}")
+    repeated = _repeated(training.receive(b"new", hello(1)))
+    assert 3 <= len(repeated) <= 20
+    assert [one.request_id for one in repeated if isinstance(one, m.CheckpointDone)][-2:] == ["step-297", "step-298"]
+
+
+def test_rank_0_that_comes_back_is_told_what_is_durable(training: Machine) -> None:
+    training.event(e.LedgerWritten(4))
+    assert _repeated(training.receive(b"new", hello(0))) == [m.Acknowledged("ledger", 4)]
+    assert _repeated(training.receive(b"other", hello(1))) == []
+    training.receive(b"new", m.Finished(0, {"steps": 100}))
+    assert _repeated(training.receive(b"newer", hello(0))) == [m.Acknowledged("ledger", 4)]
+    assert sent(training.event(e.SummaryWritten()), m.Acknowledged) == [(b"newer", m.Acknowledged("finished"))]
+    assert _repeated(training.receive(b"last", hello(0))) == [m.Acknowledged("ledger", 4), m.Acknowledged("finished")]
+    refused = sent(training.receive(b"x", hello(1, pid=999)), m.Refused)
+    assert len(refused) == 1
+
+
+def test_a_summary_that_failed_is_repeated_as_failed(training: Machine) -> None:
+    training.receive(b"0", m.Finished(0, {"steps": 100}))
+    training.event(e.DiskFailed("summary", "disk full"))
+    failed = m.Acknowledged("finished", ok=False, message="disk full")
+    assert _repeated(training.receive(b"new", hello(0))) == [failed]
+
+
+def test_another_process_is_not_told_what_is_over(training: Machine) -> None:
+    training.event(e.LedgerWritten(4))
+    training.send_checkpoint(0, 5, "step-5")
+    training.send_checkpoint(0, 6, "step-6")
+    training.event(e.Disconnected(b"0"))
+    assert _repeated(training.receive(b"new", hello(0, pid=999))) == []
+
+
 # ---- reports
 
 
@@ -192,7 +259,7 @@ def test_the_disk_may_fail_and_training_goes_on(training: Machine) -> None:
     ] * 2
     assert training.coordinator.state is State.TRAINING
     assert training.coordinator.checkpoints.record.results["failed"] == 1
-    assert training.coordinator.num_disk_failures["checkpoint"] == 1
+    assert training.coordinator.durability.num_failures["checkpoint"] == 1
 
 
 def test_a_bad_part_drops_the_whole_checkpoint(training: Machine) -> None:
@@ -337,7 +404,16 @@ def test_a_ledger_that_cannot_be_written_is_tried_again(training: Machine) -> No
     assert e.AppendLedger(()) in training.tick(1)
     assert sent(training.event(e.LedgerWritten(4)), m.Acknowledged)
     assert e.AppendLedger(()) not in training.tick(2)
-    assert training.coordinator.num_disk_failures["ledger"] == 2
+    assert training.coordinator.durability.num_failures["ledger"] == 2
+
+
+def test_steps_without_ledger_lines_are_told_and_training_goes_on(training: Machine) -> None:
+    training.receive(b"0", m.LedgerRecords(0, ['{"step": 8}'], 8, "ab"))
+    log, acknowledged = training.event(e.LedgerWritten(8, gaps=((3, 7),)))
+    assert isinstance(log, e.Log) and log.level == "warning" and "steps 3 to 7" in log.text
+    assert acknowledged == e.Send(b"0", m.Acknowledged("ledger", 8))
+    assert training.coordinator.durability.num_ledger_gaps == 1
+    assert training.coordinator.state is State.TRAINING
 
 
 # ---- the end
@@ -409,8 +485,51 @@ def test_a_signal_stops_the_ranks_and_a_second_one_does_not_wait(training: Machi
     assert _exits(training.tick(1)) == [1]
 
 
-def test_a_signal_before_any_rank_ends_it(machine: Machine) -> None:
-    assert _exits(machine.event(e.TerminationAsked("SIGTERM"))) == [0]
+def _stop_by_signal(machine: Machine) -> list[e.Instruction]:
+    return machine.event(e.TerminationAsked("SIGTERM"))
+
+
+def _stop_by_tool(machine: Machine) -> list[e.Instruction]:
+    return machine.receive(b"tool", m.StopRequest("user"))
+
+
+@pytest.mark.parametrize("stop", [_stop_by_signal, _stop_by_tool])
+def test_a_stop_before_any_rank_waits_for_ranks_to_tell_them(
+    machine: Machine, stop: Callable[[Machine], list[e.Instruction]]
+) -> None:
+    answer = stop(machine)
+    assert _exits(answer) == []
+    assert ["no rank is here yet" in one.text for one in answer if isinstance(one, e.Log)] == [True]
+    assert _exits(machine.tick(30)) == []
+    for rank in (0, 1):
+        joined = machine.receive(str(rank).encode(), hello(rank))
+        assert sent(joined, m.Welcome) and len(sent(joined, m.Stop)) == 1
+    assert _exits(machine.tick(20)) == []
+    machine.receive(b"0", m.Heartbeat())
+    assert _exits(machine.tick(20)) == []
+    assert _say_goodbye(machine) == [0]
+
+
+def test_a_stop_that_no_rank_came_to_hear_is_an_error_in_the_end(machine: Machine) -> None:
+    _stop_by_signal(machine)
+    assert machine.tick(59.9) == []
+    (log,) = machine.tick(0.1)
+    assert isinstance(log, e.Log) and "no rank joined within 60 s" in log.text
+    assert machine.tick(0.4) == []
+    assert _exits(machine.tick(0.2)) == [1]
+
+
+@pytest.mark.parametrize("event", [e.TerminationAsked("SIGTERM"), e.ParentGone()])
+def test_a_second_signal_and_the_end_of_the_parent_do_not_wait_for_ranks(machine: Machine, event: e.Event) -> None:
+    _stop_by_signal(machine)
+    assert _exits(machine.event(event)) == []
+    assert _exits(machine.tick(1)) == [1]
+
+
+def test_a_stop_whose_ranks_are_lost_is_an_error(training: Machine) -> None:
+    _stop_by_tool(training)
+    training.receive(b"0", m.Goodbye(0))
+    assert _exits(training.event(e.Disconnected(b"1"))) == [1]
 
 
 def test_the_first_failure_is_kept(training: Machine) -> None:
@@ -433,9 +552,27 @@ def test_silence_of_all_ranks_ends_a_job_without_parent(training: Machine) -> No
     training.receive(b"1", report(1))
     training.tick(29)
     assert training.coordinator.state is State.TRAINING
-    training.tick(1)
+    first = training.tick(1)
+    assert [one.text for one in first if isinstance(one, e.Log) and one.level == "error"] == [
+        "nothing was heard of any rank for 30 s; were they killed?"
+    ]
     assert training.coordinator.state is State.FAILED
+    assert [one for one in training.tick(0.2) if isinstance(one, e.Log)] == []
     assert _exits(training.tick(1)) == [1]
+
+
+def test_a_heartbeat_is_a_sign_of_life_and_no_step(training: Machine) -> None:
+    training.receive(b"1", report(1))
+    member = training.coordinator.roster.member(1)
+    assert member is not None
+    step_at, report_at = member.step_at, member.report_at
+    for _ in range(10):
+        training.tick(29)
+        assert training.receive(b"1", m.Heartbeat()) == []
+    assert training.coordinator.state is State.TRAINING
+    assert (member.step_at, member.report_at) == (step_at, report_at)
+    assert member.heard_at == training.now
+    assert training.coordinator.num_rejected == 0
 
 
 def test_with_a_parent_silence_is_no_end(tmp_path: Path) -> None:
@@ -494,7 +631,7 @@ class _Anything(RuleBasedStateMachine):
         for rank in (0, 1):
             self._take(self.machine.receive(str(rank).encode(), hello(rank)))
 
-    @rule(identity=_IDENTITIES, rank=st.integers(0, 2), which=st.integers(0, 7))
+    @rule(identity=_IDENTITIES, rank=st.integers(0, 2), which=st.integers(0, 9))
     def someone_speaks(self, identity: bytes, rank: int, which: int) -> None:
         messages: list[m.FromWorker] = [
             report(rank),
@@ -505,6 +642,8 @@ class _Anything(RuleBasedStateMachine):
             m.Goodbye(rank),
             m.StatusRequest(),
             m.CheckpointRequest("asked"),
+            m.Heartbeat(),
+            m.StopRequest("user"),
         ]
         self._take(self.machine.receive(identity, messages[which]))
 
@@ -526,6 +665,7 @@ class _Anything(RuleBasedStateMachine):
             [
                 e.LedgerWritten(None),
                 e.LedgerWritten(3),
+                e.LedgerWritten(9, gaps=((4, 7),)),
                 e.MetricsWritten(),
                 e.SummaryWritten(),
                 e.CheckpointWritten("whole-1", "/c", 1, "a problem"),

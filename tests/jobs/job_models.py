@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+
+import numpy as np
 
 from ddp_bp import nn
 
@@ -43,6 +46,37 @@ def slow(input_shape, num_outputs, sleep_seconds: float = 0.02):
 
 def raising(input_shape, num_outputs, rank: str = "1", num_calls: int = 10):
     return Raising(input_shape[0], num_outputs, rank, num_calls)
+
+
+class Exiting(Slow):
+    """Calls `sys.exit` in its first training step on rank 1, as a script might."""
+
+    def forward(self, x):
+        if self.training and os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
+            sys.exit(3)
+        return super().forward(x)
+
+
+class Counting(Slow):
+    """Has state that every forward pass changes."""
+
+    def __init__(self, width: int, num_outputs: int) -> None:
+        super().__init__(width, num_outputs, 0.0)
+        self.count = nn.Buffer(np.zeros(1, np.float32))
+
+
+def exiting(input_shape, num_outputs):
+    return Exiting(input_shape[0], num_outputs, 0.0)
+
+
+def counting(input_shape, num_outputs):
+    return Counting(input_shape[0], num_outputs)
+
+
+def mixed(input_shape, num_outputs):
+    model = Slow(input_shape[0], num_outputs, 0.0)
+    model.unused = nn.Linear(3, 3, dtype=np.float64)
+    return model
 
 
 def too_few_outputs(input_shape, num_outputs):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import ddp_bp, processes_of, wait_for_step, wait_until
+from support import ddp_bp, processes_of, summary_of, wait_for_step, wait_until
 
 pytestmark = pytest.mark.mpi
 
@@ -39,6 +39,72 @@ def test_a_rank_that_raises_ends_the_job_with_its_error_once_and_first(
     assert "to go on" in stdout
 
 
+def test_a_model_that_exits_on_one_rank_does_not_hang_the_others(run_ddp_bp, slow_recipe: Path, tmp_path: Path) -> None:
+    options = ["--set", "model.factory=job_models:exiting", "--run-dir", tmp_path / "run"]
+    result = run_ddp_bp("train", slow_recipe, "-n", 2, *options, timeout_seconds=30)
+    assert result.returncode == 1
+    assert result.stderr.startswith("ddp-bp: rank 1 failed at step 0: SystemExit: 3")
+
+
+def test_a_checkpoint_is_never_ahead_of_the_ledger(start_command, slow_recipe: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir))
+    checkpoint = run_dir / "checkpoints" / "step-00000007"
+    wait_until(checkpoint.exists, "the first checkpoint")
+    for victim in processes_of(run_dir):
+        victim.kill()
+    steps = [json.loads(line)["step"] for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
+    assert steps[:7] == list(range(7))
+
+
+def test_a_stop_before_the_workers_are_there_ends_the_job_soon(
+    start_command, slow_recipe: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir))
+    wait_until((run_dir / "coordinator.json").exists, "the coordinator")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert processes_of(run_dir) == []
+
+
+def test_a_second_start_in_a_busy_run_directory_changes_nothing(
+    start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    start_command(ddp_bp("train", slow_recipe, "--run-dir", run_dir, "--set", "train.epochs=500"))
+    wait_for_step(run_dir, 3)
+    recipe = (run_dir / "recipe.json").read_bytes()
+    second = run_ddp_bp("train", slow_recipe, "--run-dir", run_dir, "--set", "train.epochs=2")
+    assert (second.returncode, second.stdout) == (2, "")
+    assert "a job is running in it" in second.stderr
+    assert (run_dir / "recipe.json").read_bytes() == recipe
+    stopped = run_ddp_bp("stop", run_dir)
+    assert stopped.returncode == 0, stopped.stderr
+    wait_until(lambda: not processes_of(run_dir), "the stopped job to end", 20)
+    assert summary_of(run_dir)["checkpoint"] == str(newest_checkpoint(run_dir))
+
+
+def newest_checkpoint(run_dir: Path) -> Path:
+    return max((run_dir / "checkpoints").glob("step-*")).resolve()
+
+
+def test_a_checkpoint_of_other_data_or_of_another_recipe_is_refused(run_ddp_bp, tmp_path: Path) -> None:
+    recipe = csv_recipe(tmp_path, GOOD_CSV, "num_classes = 3\n")
+    first = run_ddp_bp("train", recipe, "--run-dir", tmp_path / "run", "--set", "train.epochs=2")
+    assert first.returncode == 0, first.stderr
+    checkpoint = newest_checkpoint(tmp_path / "run")
+    lower = ["--set", "optimizer.lr=0.5", "--set", "train.epochs=3"]
+    other = run_ddp_bp("train", recipe, "--run-dir", tmp_path / "new", "--resume", checkpoint, *lower)
+    assert other.returncode == 2
+    assert "use the recipe of its run" in other.stderr
+    csv_recipe(tmp_path, GOOD_CSV + "9,9,1\n", "num_classes = 3\n")
+    changed = run_ddp_bp("train", recipe, "--run-dir", tmp_path / "run", "--set", "train.epochs=3")
+    assert changed.returncode == 2
+    assert "the data files have changed" in changed.stderr
+
+
 def test_under_a_launcher_of_the_users_own_the_error_is_first_too(mpirun, slow_recipe: Path, tmp_path: Path) -> None:
     options = ["--set", "model.factory=job_models:raising"]
     result = mpirun(3, ["-m", "ddp_bp", "worker", slow_recipe, "--run-dir", tmp_path / "run", *options])
@@ -57,7 +123,7 @@ def test_a_killed_worker_ends_the_job_and_a_resume_finishes_it(
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "training did not finish" in stderr
-    assert f"ddp-bp train {slow_recipe} --run-dir {run_dir}" in stdout
+    assert f"train {slow_recipe} -n 2 --run-dir {run_dir}" in stdout
     assert processes_of(run_dir) == []
     result = run_ddp_bp("train", slow_recipe, "--run-dir", run_dir, "--json")
     assert json.loads(result.stdout)["steps"] == 63
@@ -173,7 +239,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list], list[str]]] = {
         lambda f: ["train", "digits", "--set", "optimizer.lrr=1", "--set", "train.epochs=0"],
         ["optimizer.lrr", "did you mean 'lr'", "train.epochs", ">= 1", "got 0"],
     ),
-    "wrong type": (lambda f: ["train", "digits", "--set", 'train.epochs="many"'], ["train.epochs", "int", "'many'"]),
+    "wrong type": (lambda f: ["train", "digits", "--set", 'train.epochs="many"'], ["train.epochs", "a whole number", "'many'"]),
     "unknown model option": (
         lambda f: ["train", "digits", "--set", "model.options.hiden=[3]"],
         ["model.options.hiden", "did you mean 'hidden'"],
@@ -213,6 +279,8 @@ def test_bad_input_is_one_error_with_exit_code_2_and_nothing_is_written(run_ddp_
         ("job_models:too_few_outputs", "gives 9 outputs, but the data has 10 classes"),
         ("job_models:no_module", "expected a ddp_bp.nn.Module from it, got str"),
         ("job_models:missing", "has no function 'missing'"),
+        ("job_models:counting", "has buffers (count)"),
+        ("job_models:mixed", "all parameters of a model take one dtype"),
         ("no_such_module:build", "No module named 'no_such_module'"),
     ],
 )

@@ -19,6 +19,7 @@ _LAYOUT = m.ArrayLayout("parameters", "model", "float32", 6, [m.TensorLayout("0.
 
 FROM_WORKER: list[m.FromWorker] = [
     m.Hello(1, "0.1.0", "r", 1, 2, 77, "node1", 4),
+    m.Heartbeat(),
     m.Report(0, 12, 1, 1.5e9, 3, 96, "train", {"forward": _DELTA}, {"train_loss": 0.5}),
     m.LedgerRecords(0, ['{"step": 3}'], 3, "ab"),
     m.Evaluation(12, 1, 0.5, None, 100, 0.1),
@@ -66,7 +67,7 @@ def test_coordinator_messages_come_back_as_they_were(message: m.FromCoordinator)
 
 def test_directions_do_not_mix() -> None:
     with pytest.raises(WireError):
-        decode_from_worker(encode(m.Heartbeat()))
+        decode_from_worker(encode(m.Refused("no")))
     with pytest.raises(WireError):
         decode_from_coordinator(encode(m.StatusRequest()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from ddp_bp.checkpoint import CheckpointStore, Manifest, load_checkpoint
 from ddp_bp.errors import CheckpointError, InputError, RecipeError
 from ddp_bp.recipes import Recipe, load_recipe
 from ddp_bp.recipes.load import decode
+from ddp_bp.recipes.schema import identity
+from ddp_bp.worker.assemble import Job, assemble
 from ddp_bp.worker.rundir import RunDirectory, check_checkpoint, describe_environment, recipe_sha256
 
 BASE = ("train={epochs = 2, batch_size = 64, shards = 4, seed = 1}", "optimizer={lr = 0.25}")
@@ -30,9 +33,15 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path / "runs" / "one")
 
 
-def write(run: RunDirectory, step: int, seed: int = 1, shards: int = 4) -> Path:
-    manifest = Manifest(step=step, epoch=0, step_in_epoch=step, samples=0, seed=seed, shards=shards, world_size=1)
+def write(run: RunDirectory, step: int, seed: int = 1, shards: int = 4, **fields: Any) -> Path:
+    manifest = Manifest(
+        step=step, epoch=0, step_in_epoch=step, samples=0, seed=seed, shards=shards, world_size=1, **fields
+    )
     return CheckpointStore(run.path / "checkpoints").write(manifest, {"w": np.full(3, step, np.float32)}, {})
+
+
+def of_this_run(job: Job) -> dict[str, Any]:
+    return {"recipe": identity(job.recipe), "data": job.data_digests}
 
 
 def damage(checkpoint: Path) -> None:
@@ -155,11 +164,26 @@ def test_a_named_checkpoint_is_taken_or_refused_by_name(run: RunDirectory, tmp_p
 
 
 def test_a_checkpoint_of_another_plan_cannot_give_the_bits_of_this_run(run: RunDirectory) -> None:
-    check_checkpoint(load_checkpoint(write(run, 10)), recipe())
-    with pytest.raises(CheckpointError, match=r"expected seed 1, as in the recipe, got 2; set train\.seed to 2"):
-        check_checkpoint(load_checkpoint(write(run, 20, seed=2)), recipe())
-    with pytest.raises(CheckpointError, match="expected shards 4, as in the recipe, got 3"):
-        check_checkpoint(load_checkpoint(write(run, 30, shards=3)), recipe())
+    job = assemble(recipe(), Path(), check_data=False)
+    told: list[str] = []
+    check_checkpoint(load_checkpoint(write(run, 10, extra=of_this_run(job))), job, told.append)
+    assert told == []
+    with pytest.raises(CheckpointError, match=r"expected the seed 1, got 2; set train\.seed to that"):
+        check_checkpoint(load_checkpoint(write(run, 20, seed=2)), job, told.append)
+    with pytest.raises(CheckpointError, match="expected a number of shards of 4, got 3"):
+        check_checkpoint(load_checkpoint(write(run, 30, shards=3)), job, told.append)
+    with pytest.raises(CheckpointError, match=r"expected the recipe \w+, got other; use the recipe of its run"):
+        check_checkpoint(
+            load_checkpoint(write(run, 31, extra={**of_this_run(job), "recipe": "other"})), job, told.append
+        )
+    with pytest.raises(CheckpointError, match="the data files have changed"):
+        check_checkpoint(load_checkpoint(write(run, 32, extra={**of_this_run(job), "data": []})), job, told.append)
+    with pytest.raises(CheckpointError, match="it is at step 100, but the recipe ends at step 46"):
+        check_checkpoint(load_checkpoint(write(run, 100, extra=of_this_run(job))), job, told.append)
+    older = {"numpy": "1.0", "python": "3.0", "ddp_bp": "0.0"}
+    check_checkpoint(load_checkpoint(write(run, 40, extra=of_this_run(job), versions=older)), job, told.append)
+    assert len(told) == 3
+    assert "was written with numpy 1.0" in "".join(told)
 
 
 # ---- finished
