@@ -19,8 +19,11 @@ import numpy as np
 from ddp_bp.errors import InputError
 
 _LIMIT = 2**64
+# Set in the second word of every key here. Orders of samples and augmentation, which draw from the same seed, use keys
+# without it, so that no stream of theirs can be one of ours.
+_TAG = 2**63
 # The shard number of the default stream, so that it differs from every keyed one.
-_NO_SHARD = _LIMIT - 1
+_NO_SHARD = _TAG - 1
 
 
 @dataclass(slots=True)
@@ -75,7 +78,7 @@ def generator() -> np.random.Generator:
 
 def _philox(seed: int, shard: int, step: int, draw: int) -> np.random.Generator:
     # NumPy counts up from the lowest word, so that the lowest two are the position within the draw.
-    key = np.array([seed, shard], np.uint64)
+    key = np.array([seed, _TAG | shard], np.uint64)
     counter = np.array([0, 0, draw, step], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 

@@ -38,7 +38,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "adam": Adam, "ad
 
 
 # Initial values are drawn as if by a shard that no batch can have.
-_INIT_STREAM = 2**63
+_INIT_STREAM = 2**62
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import ddp_bp as ddp
 from ddp_bp.engine import generator
 from ddp_bp.errors import InputError
 
-words = st.integers(0, 2**64 - 2)
+words = st.integers(0, 2**63 - 2)
 
 
 def draws(seed: int, step: int, shard: int, count: int = 2) -> list[list[float]]:

@@ -239,7 +239,10 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list], list[str]]] = {
         lambda f: ["train", "digits", "--set", "optimizer.lrr=1", "--set", "train.epochs=0"],
         ["optimizer.lrr", "did you mean 'lr'", "train.epochs", ">= 1", "got 0"],
     ),
-    "wrong type": (lambda f: ["train", "digits", "--set", 'train.epochs="many"'], ["train.epochs", "a whole number", "'many'"]),
+    "wrong type": (
+        lambda f: ["train", "digits", "--set", 'train.epochs="many"'],
+        ["train.epochs", "a whole number", "'many'"],
+    ),
     "unknown model option": (
         lambda f: ["train", "digits", "--set", "model.options.hiden=[3]"],
         ["model.options.hiden", "did you mean 'hidden'"],

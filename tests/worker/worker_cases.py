@@ -90,7 +90,7 @@ def build_rank(
     layout: int = 1,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> Rank:
-    with random_stream(1, 0, 2**63):
+    with random_stream(1, 0, 2**62):
         model = wrap(case.build())
     objective = Objective(
         model, nn.CrossEntropyLoss() if case.is_classification else nn.MSELoss(), counts_correct=case.is_classification
