@@ -93,7 +93,7 @@ def test_the_same_bits_in_another_process() -> None:
 def test_the_bits_are_those_of_today() -> None:
     # A change here changes every training run that is resumed.
     with ddp.random_stream(1, 2, 3):
-        assert generator().bit_generator.random_raw(2).tolist() == [1707957822286293403, 7654304315491484782]
+        assert generator().bit_generator.random_raw(2).tolist() == [2366570397184489771, 10907532516095174307]
 
 
 @pytest.mark.parametrize("wrong", [-1, 2**64, 1.5, True])
