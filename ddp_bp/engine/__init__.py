@@ -9,6 +9,7 @@ arguments.py   what users may write as arguments, turned into what operations ta
 inplace.py     changing a value in place without leaving a wrong gradient behind
 functional.py  the operations as functions of tensors
 random.py      counter-based random streams
+profiling.py   every operation that runs, with its times, work and place in the graph
 flat.py        all parameters, and all gradients, as one vector each
 gradcheck.py   recorded gradients against central differences
 """
