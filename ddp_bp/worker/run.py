@@ -9,8 +9,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -32,7 +30,7 @@ from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import SILENCE_SECONDS, Checkpointing
 from ddp_bp.worker.evaluation import Evaluation
-from ddp_bp.worker.failures import RankFailure, together
+from ddp_bp.worker.failures import RankFailure, print_failure, together
 from ddp_bp.worker.ledger import Ledger
 from ddp_bp.worker.link import CoordinatorLink
 from ddp_bp.worker.loop import Outcome, Request, TrainingLoop
@@ -177,14 +175,7 @@ class _Run:
         return progress, chain or genesis
 
     def _show_failure(self, error: Exception, step: int) -> None:
-        """Show this rank's own error before the others hear of it, so that it stands first."""
-        text = "".join(traceback.format_exception(error))
-        rank = self._communicator.rank
-        print(f"ddp-bp: rank {rank} failed at step {step}: {type(error).__name__}: {error}", file=sys.stderr)
-        if not isinstance(error, DdpError):
-            print(text, end="", file=sys.stderr)
-        sys.stderr.flush()
-        self._reporter.failure(error, text)
+        self._reporter.failure(error, print_failure(error, self._communicator.rank, step))
 
     def _finish(self, outcome: Outcome) -> None:
         """Rank 0 hands in the summary and waits until it is on the disk."""
