@@ -25,6 +25,7 @@ COMMANDS = {
         "coordinator",
         "Be the coordinator of one job, without starting workers.",
     ),
+    "profile": ("ddp_bp.cli.profile", "profile", "Show where the time of training steps goes."),
     "status": ("ddp_bp.cli.status", "status", "Show how a running job is doing."),
     "checkpoint": ("ddp_bp.cli.checkpoint", "checkpoint", "List, verify or take checkpoints."),
     "recipes": ("ddp_bp.cli.recipes", "recipes", "List the packaged recipes."),

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+
+# Wide enough that no cell is ever folded where the reader is a file or a program.
+_NO_TERMINAL_WIDTH = 10_000
 
 
 def print_json(value: Any) -> None:
@@ -19,10 +22,13 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None = None) -> None:
     """Print a table on stdout; a value of None shows as a dash."""
-    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    headers = [Column(name, overflow="fold") for name in columns]
+    table = Table(*headers, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*("-" if cell is None else str(cell) for cell in row))
-    Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(table)
+    # Cells hold paths and error messages, in which brackets and colons mean nothing but themselves.
+    width = None if sys.stdout.isatty() else _NO_TERMINAL_WIDTH
+    Console(highlight=False, markup=False, emoji=False, width=width).print(table)
 
 
 def size_text(num_bytes: int | None) -> str | None:
@@ -35,6 +41,16 @@ def size_text(num_bytes: int | None) -> str | None:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def count_text(count: int) -> str:
+    """A large number for people: `1.25 M`."""
+    value = float(count)
+    for unit in ("", " k", " M", " G"):
+        if value < 1000:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.4g} T"
 
 
 def seconds_text(seconds: float | None) -> str | None:

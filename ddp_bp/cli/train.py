@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import IO
 
 import click
 
@@ -24,6 +21,7 @@ from ddp_bp.cli.processes import (
     start_coordinator,
     start_mpirun,
 )
+from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
 from ddp_bp.cli.view import TrainingView, shown_command, summary_table
 from ddp_bp.coordinator.client import CoordinatorAddress, ToolClient, read_address
 from ddp_bp.errors import DdpError
@@ -31,7 +29,6 @@ from ddp_bp.worker.rundir import SUMMARY_FILE, describe_environment
 
 POLL_SECONDS = 0.2
 COORDINATOR_END_SECONDS = 60.0
-_STOP_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
 @click.command()
@@ -80,7 +77,7 @@ def _run(prepared: Prepared, recipe: str, overrides: tuple[str, ...], num_worker
     view.say(prepared.job.data.description)
     if prepared.checkpoint is not None:
         view.say(f"going on from step {prepared.checkpoint.manifest.step}: {prepared.checkpoint.path}")
-    with _stop_signals() as asked:
+    with stop_signals() as asked:
         coordinator = start_coordinator(recipe, overrides, num_workers, run_dir, prepared.job.total_steps)
         try:
             address = read_address(run_dir)
@@ -145,7 +142,7 @@ def _conclude(prepared: Prepared, ended_well: bool, asked: list[str], recipe: st
     elif not asked:
         view.complain("training did not finish; the first error above says why")
     view.say(f"to go on: ddp-bp train {recipe} --run-dir {run_dir}")
-    return _STOP_EXIT_CODES[asked[0]] if asked else 1
+    return STOP_EXIT_CODES[asked[0]] if asked else 1
 
 
 def _tell_to_stop(address: CoordinatorAddress, signal_name: str) -> None:
@@ -169,19 +166,3 @@ def _forward(stream: IO[bytes] | None, view: TrainingView, name: str) -> threadi
     thread = threading.Thread(target=run, name=f"forward std{name}", daemon=True)
     thread.start()
     return thread
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """While inside, the names of the SIGINT and SIGTERM that arrived, in order."""
-    asked: list[str] = []
-
-    def handle(number: int, _: FrameType | None) -> None:
-        asked.append(signal.Signals(number).name)
-
-    before: dict[int, Any] = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
