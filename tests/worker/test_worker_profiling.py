@@ -12,23 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from ddp_bp.data.batches import Batches
 from ddp_bp.engine.profiling import Call, Source
-from ddp_bp.parallel.agreement import Agreement
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.exchange import SliceExchange
-from ddp_bp.parallel.membership import shard_run
 from ddp_bp.parallel.single import SingleCommunicator
 from ddp_bp.parallel.threads import run_ranks
 from ddp_bp.recipes import load_recipe
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS, PHASES
 from ddp_bp.worker.assemble import Job, assemble
+from ddp_bp.worker.compose import compose_step
 from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.profiling.graph import dot_text
 from ddp_bp.worker.profiling.measure import WARM_UP_STEPS, RankProfile, decode, encode, measure
 from ddp_bp.worker.profiling.report import Report, make_report
 from ddp_bp.worker.profiling.trace import chrome_trace
-from ddp_bp.worker.step import TrainingStep
 
 STEPS, SHARDS, BATCH, HIDDEN = 3, 2, 64, [48, 32, 16]
 
@@ -67,17 +64,9 @@ def report(profiles: list[RankProfile]) -> Report:
 def test_the_profiled_steps_are_those_of_training_to_the_bit(size: int) -> None:
     plain = job_of()
     communicator = SingleCommunicator()
-    step = TrainingStep(
-        objective=plain.objective,
-        batches=Batches(plain.data.train, plain.plan),
-        shards=shard_run(SHARDS, 1, 0),
-        parameters=plain.parameters,
-        optimizer=plain.optimizer,
-        agreement=Agreement(communicator, SHARDS, plain.layout),
-        exchange=SliceExchange(communicator, plain.parameters.size, SHARDS, plain.parameters.dtype),
-        clock=PhaseClock(PHASE_BUCKETS_SECONDS),
-        on_failure=lambda error, number: None,
-    )
+    exchange = SliceExchange(communicator, plain.parameters.size, SHARDS, plain.parameters.dtype)
+    clock = PhaseClock(PHASE_BUCKETS_SECONDS)
+    step = compose_step(communicator, plain, exchange, clock, lambda error, number: None)
     before = plain.parameters.data.tobytes()
     for number in range(WARM_UP_STEPS + STEPS):
         step.run(number)

@@ -7,18 +7,15 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ddp_bp.data.batches import Batches
 from ddp_bp.engine.profiling import Call, ModuleCall, Span
 from ddp_bp.nn.profiling import profiled
-from ddp_bp.parallel.agreement import Agreement
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.exchange import SliceExchange
-from ddp_bp.parallel.membership import shard_run
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
 from ddp_bp.worker.assemble import Job
+from ddp_bp.worker.compose import compose_step
 from ddp_bp.worker.failures import print_failure
 from ddp_bp.worker.phases import Phase, PhaseClock
-from ddp_bp.worker.step import TrainingStep
 
 WARM_UP_STEPS = 1
 
@@ -73,19 +70,9 @@ def measure(communicator: Communicator, job: Job, num_steps: int) -> list[RankPr
     Raises:
         RankFailure: on a rank whose computation raised; RemoteError on the others. See `TrainingStep.run`.
     """
-    rank, plan = communicator.rank, job.plan
-    clock = SpanClock()
-    step = TrainingStep(
-        objective=job.objective,
-        batches=Batches(job.data.train, plan),
-        shards=shard_run(plan.num_shards, communicator.size, rank),
-        parameters=job.parameters,
-        optimizer=job.optimizer,
-        agreement=Agreement(communicator, plan.num_shards, job.layout),
-        exchange=SliceExchange(communicator, job.parameters.size, plan.num_shards, job.parameters.dtype),
-        clock=clock,
-        on_failure=lambda error, number: _show_failure(error, rank, number),
-    )
+    rank, clock = communicator.rank, SpanClock()
+    exchange = SliceExchange(communicator, job.parameters.size, job.plan.num_shards, job.parameters.dtype)
+    step = compose_step(communicator, job, exchange, clock, lambda error, number: _show_failure(error, rank, number))
     for number in range(WARM_UP_STEPS):
         step.run(number)
     clock.spans.clear()
