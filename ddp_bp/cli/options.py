@@ -45,16 +45,16 @@ def run_dir_option(function: Function) -> Function:
     return option(function)
 
 
-def workers_option(required: bool) -> Callable[[Function], Function]:
-    """`-n`: the number of workers, at least 1."""
+def workers_option(required: bool, default: int | None = 1) -> Callable[[Function], Function]:
+    """`-n`: the number of workers, at least 1; `default` counts where it is not required."""
     return click.option(
         "-n",
         "--workers",
         "num_workers",
         type=click.IntRange(min=1),
-        default=None if required else 1,
+        default=None if required else default,
         required=required,
-        show_default=not required,
+        show_default=not required and default is not None,
         help="Number of workers: the world size.",
     )
 

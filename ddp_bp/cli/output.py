@@ -43,6 +43,16 @@ def size_text(num_bytes: int | None) -> str | None:
     return f"{value:.1f} TB"
 
 
+def count_text(count: int) -> str:
+    """A large number for people: `1.25 M`."""
+    value = float(count)
+    for unit in ("", " k", " M", " G"):
+        if value < 1000:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.4g} T"
+
+
 def seconds_text(seconds: float | None) -> str | None:
     """A duration for people: `850 us`, `12 ms`, `3.4 s`, `2 min 5 s`."""
     if seconds is None:

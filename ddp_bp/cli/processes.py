@@ -111,8 +111,10 @@ def mpirun_command(num_workers: int, worker_arguments: list[str]) -> list[str]:
     return [mpirun, *options, "-n", str(num_workers), sys.executable, "-m", "ddp_bp", *worker_arguments]
 
 
-def start_mpirun(command: list[str]) -> subprocess.Popen[bytes]:
-    """Start mpirun in a session of its own, with its output on pipes; it is told to end if we die."""
+def start_mpirun(
+    command: list[str], *, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE
+) -> subprocess.Popen[bytes]:
+    """Start mpirun in a session of its own, by default with its output on pipes; it is told to end if we die."""
     libc = ctypes.CDLL(None)
 
     def end_with_parent() -> None:
@@ -122,8 +124,8 @@ def start_mpirun(command: list[str]) -> subprocess.Popen[bytes]:
         command,
         env=child_environment(),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
         start_new_session=True,
         preexec_fn=end_with_parent,
     )

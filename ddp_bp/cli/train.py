@@ -9,11 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import IO
 
 import click
 
@@ -27,6 +25,7 @@ from ddp_bp.cli.processes import (
     start_coordinator,
     start_mpirun,
 )
+from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
 from ddp_bp.cli.view import TrainingView, shown_command, summary_table
 from ddp_bp.coordinator.client import CoordinatorAddress, ToolClient, read_address
 from ddp_bp.errors import DdpError
@@ -34,7 +33,6 @@ from ddp_bp.worker.rundir import SUMMARY_FILE, describe_environment
 
 POLL_SECONDS = 0.2
 COORDINATOR_END_SECONDS = 60.0
-_STOP_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
 @click.command()
@@ -104,7 +102,7 @@ def _run(prepared: Prepared, asked_for: _Invocation, view: TrainingView) -> int:
     view.say(prepared.job.data.description)
     if prepared.checkpoint is not None:
         view.say(f"going on from step {prepared.checkpoint.manifest.step}: {prepared.checkpoint.path}")
-    with _stop_signals() as asked:
+    with stop_signals() as asked:
         coordinator = start_coordinator(
             asked_for.recipe, asked_for.overrides, num_workers, run_dir, prepared.job.total_steps
         )
@@ -182,7 +180,7 @@ def _conclude(
         view.complain("training did not finish; the first error above says why")
         asked = []
     view.say(f"to go on: {asked_for.to_go_on(run_dir)}")
-    return _STOP_EXIT_CODES[asked[0]] if asked else 1
+    return STOP_EXIT_CODES[asked[0]] if asked else 1
 
 
 def _tell_to_stop(address: CoordinatorAddress, signal_name: str, view: TrainingView) -> None:
@@ -208,19 +206,3 @@ def _forward(stream: IO[bytes] | None, view: TrainingView, name: str) -> threadi
     thread = threading.Thread(target=run, name=f"forward std{name}", daemon=True)
     thread.start()
     return thread
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """While inside, the names of the SIGINT and SIGTERM that arrived, in order."""
-    asked: list[str] = []
-
-    def handle(number: int, _: FrameType | None) -> None:
-        asked.append(signal.Signals(number).name)
-
-    before: dict[int, Any] = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,18 +11,16 @@ import msgspec
 
 from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli import options
-from ddp_bp.cli.environment import launched_ranks, user_cache
+from ddp_bp.cli.environment import user_cache
 from ddp_bp.cli.prepare import prepare, warn
 from ddp_bp.cli.processes import CoordinatorProcess, start_coordinator
+from ddp_bp.cli.ranks import run_as_rank
 from ddp_bp.cli.view import summary_line
 from ddp_bp.coordinator.client import read_address
-from ddp_bp.errors import DdpError, LaunchError, RemoteError
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.parallel.mpi import open_communicator
-from ddp_bp.parallel.single import SingleCommunicator
 from ddp_bp.recipes.schema import Recipe, identity
 from ddp_bp.worker.assemble import Job, assemble
-from ddp_bp.worker.failures import RankFailure, together
+from ddp_bp.worker.failures import together
 from ddp_bp.worker.run import RunSettings, run_worker
 from ddp_bp.worker.rundir import SUMMARY_FILE, describe_environment
 
@@ -78,52 +74,8 @@ def worker(
     For example `mpirun -n 4 ddp-bp worker digits`, or srun, or mpiexec of another MPI: whichever belongs to the MPI
     library that mpi4py uses. Without a launcher it is a job of one process.
     """
-    launched = launched_ranks()
-    try:
-        communicator = _open(launched, world_size)
-    except LaunchError as error:
-        # Each of N silent singletons believes to be rank 0; only the one that the launcher calls so speaks.
-        if launched is None or launched[1] == 0:
-            raise
-        return error.exit_code
-    code, agreed = _outcome(communicator, Invocation(recipe, overrides, run_dir, resume, coordinator, supervised))
-    if not agreed and communicator.size > 1:
-        # The other ranks do not know, and may be waiting for this one.
-        communicator.abort(code)
-    if agreed:
-        communicator.close()
-    # mpirun would print a page about an exit code that all ranks agreed on; `train` hears it from the coordinator.
-    return 0 if supervised and agreed else code
-
-
-def _outcome(communicator: Communicator, invocation: Invocation) -> tuple[int, bool]:
-    """The exit code of the job, and whether all ranks know of it. Shows the error if that is for this rank to do."""
-    try:
-        return _work(communicator, invocation), True
-    except RemoteError as error:
-        return error.exit_code, True
-    except RankFailure as failure:
-        if not failure.shown:
-            _show(failure.error)
-        return failure.exit_code, True
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
-        agreed = isinstance(error, DdpError) and error.on_every_rank
-        if not agreed or communicator.rank == 0:
-            _show(error)
-        return getattr(error, "exit_code", 1), agreed
-
-
-def _open(launched: tuple[int, int] | None, world_size: int | None) -> Communicator:
-    if launched is None and world_size in (None, 1):
-        return SingleCommunicator()
-    return open_communicator(world_size or (launched[0] if launched else None))
-
-
-def _show(error: BaseException) -> None:
-    if isinstance(error, DdpError):
-        print(f"ddp-bp: {error}", file=sys.stderr, flush=True)
-    else:
-        traceback.print_exception(error)
+    invocation = Invocation(recipe, overrides, run_dir, resume, coordinator, supervised)
+    return run_as_rank(world_size, lambda communicator: _work(communicator, invocation), supervised=supervised)
 
 
 def _work(communicator: Communicator, invocation: Invocation) -> int:

@@ -12,6 +12,7 @@ methods.py, axis_methods.py
 functional.py, functional_arrays.py, functional_losses.py
                the operations as functions of tensors
 random.py      counter-based random streams
+profiling.py   every operation that runs, with its times, work and place in the graph
 flat.py        all parameters, and all gradients, as one vector each
 gradcheck.py   recorded gradients against central differences
 """

@@ -13,6 +13,7 @@ import numpy as np
 
 from ddp_bp.engine.graph import Leaf, Node, Version, recording
 from ddp_bp.engine.ops.operation import Operation, describe
+from ddp_bp.engine.record import watching
 from ddp_bp.engine.value import Value
 from ddp_bp.errors import DtypeError, EngineError, GraphError, ShapeError
 
@@ -36,6 +37,9 @@ def assign(target: T, operation: Operation, others: tuple[Value, ...], options: 
     for other in others:
         shares = np.may_share_memory(other._array, target._array)
         arrays.append(other._array.copy() if shares else other._array)
+    watch = watching.get()
+    if watch is not None:
+        operation = watch(operation, (target, *others), options)
     try:
         output, saved = operation.forward(*arrays, *options)
         if np.shape(output) != target.shape:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from operator import attrgetter
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -11,6 +13,12 @@ from ddp_bp.engine.graph import Node, Version, recording
 from ddp_bp.engine.ops.operation import Operation, describe
 from ddp_bp.engine.value import Value
 from ddp_bp.errors import DtypeError, EngineError, ShapeError
+
+# Gives the operation to run instead: the same arithmetic, watched. As a node keeps its operation, the reverse pass runs
+# the watched product without knowing it.
+Watch: TypeAlias = Callable[[Operation, tuple[Value, ...], tuple[Any, ...]], Operation]
+
+watching: ContextVar[Watch | None] = ContextVar("watching", default=None)
 
 _array_of = attrgetter("_array")
 _node_of = attrgetter("_node")
@@ -22,6 +30,9 @@ def record(result: Value, operation: Operation, inputs: tuple[Value, ...], optio
     Runs once per operation, so it calls as little as it can. Raises ShapeError or DtypeError that name the operation,
     what it got and what it takes.
     """
+    watch = watching.get()
+    if watch is not None:
+        operation = watch(operation, inputs, options)
     try:
         output, saved = operation.forward(*map(_array_of, inputs), *options)
     except EngineError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -26,6 +28,16 @@ class RankFailure(DdpError):
         super().__init__(str(error))
         self.error, self.shown = error, shown
         self.exit_code = getattr(error, "exit_code", 1)
+
+
+def print_failure(error: BaseException, rank: int, step: int) -> str:
+    """Show a rank's own error before the others hear of it, so that it stands first. Returns its traceback."""
+    text = "".join(traceback.format_exception(error))
+    print(f"ddp-bp: rank {rank} failed at step {step}: {type(error).__name__}: {error}", file=sys.stderr)
+    if not isinstance(error, DdpError):
+        print(text, end="", file=sys.stderr)
+    sys.stderr.flush()
+    return text
 
 
 def raise_together(verdict: Verdict, failure: BaseException | None, where: str) -> None:

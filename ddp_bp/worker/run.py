@@ -9,8 +9,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -21,18 +19,16 @@ import numpy as np
 
 from ddp_bp._version import __version__
 from ddp_bp.checkpoint import Checkpoint, weights_sha256
-from ddp_bp.data.batches import Batches
 from ddp_bp.errors import DdpError, DistributedError
-from ddp_bp.parallel.agreement import Agreement
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.exchange import SliceExchange
-from ddp_bp.parallel.membership import shard_run
 from ddp_bp.wire.messages import PROTOCOL_VERSION, Acknowledged, Failure, Finished, Hello
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import SILENCE_SECONDS, Checkpointing
+from ddp_bp.worker.compose import compose_step
 from ddp_bp.worker.evaluation import Evaluation
-from ddp_bp.worker.failures import RankFailure, together
+from ddp_bp.worker.failures import RankFailure, print_failure, together
 from ddp_bp.worker.ledger import Ledger
 from ddp_bp.worker.link import CoordinatorLink
 from ddp_bp.worker.loop import Outcome, Request, TrainingLoop
@@ -41,7 +37,6 @@ from ddp_bp.worker.progress import Progress
 from ddp_bp.worker.reporter import Reporter
 from ddp_bp.worker.rundir import recipe_sha256
 from ddp_bp.worker.snapshot import Snapshot
-from ddp_bp.worker.step import TrainingStep
 
 WELCOME_SECONDS = 30.0
 
@@ -100,25 +95,15 @@ class _Run:
         self, communicator: Communicator, job: Job, settings: RunSettings, link: CoordinatorLink, every_steps: int
     ) -> None:
         self._communicator, self._job, self._link = communicator, job, link
-        rank, plan = communicator.rank, job.plan
-        exchange = SliceExchange(communicator, job.parameters.size, plan.num_shards, job.parameters.dtype)
+        rank = communicator.rank
+        exchange = SliceExchange(communicator, job.parameters.size, job.plan.num_shards, job.parameters.dtype)
         snapshot = Snapshot(job.parameters, job.optimizer, exchange.bounds)
         self._progress, chain = self._restore(snapshot, settings)
         self._resumed_from_step = self._progress.step if settings.resumes else None
         self._ledger = Ledger(chain, communicator.size, keeps_lines=rank == 0)
         clock = PhaseClock(PHASE_BUCKETS_SECONDS)
         self._reporter = Reporter(link, rank, clock, self._progress, self._ledger)
-        step = TrainingStep(
-            objective=job.objective,
-            batches=Batches(job.data.train, plan, job.data.augment),
-            shards=shard_run(plan.num_shards, communicator.size, rank),
-            parameters=job.parameters,
-            optimizer=job.optimizer,
-            agreement=Agreement(communicator, plan.num_shards, job.layout),
-            exchange=exchange,
-            clock=clock,
-            on_failure=self._show_failure,
-        )
+        step = compose_step(communicator, job, exchange, clock, self._show_failure)
         evaluation = None
         if job.data.evaluation is not None:
             evaluation = Evaluation(
@@ -177,14 +162,7 @@ class _Run:
         return progress, chain or genesis
 
     def _show_failure(self, error: BaseException, step: int) -> None:
-        """Show this rank's own error before the others hear of it, so that it stands first."""
-        text = "".join(traceback.format_exception(error))
-        rank = self._communicator.rank
-        print(f"ddp-bp: rank {rank} failed at step {step}: {type(error).__name__}: {error}", file=sys.stderr)
-        if not isinstance(error, DdpError):
-            print(text, end="", file=sys.stderr)
-        sys.stderr.flush()
-        self._reporter.failure(error, text)
+        self._reporter.failure(error, print_failure(error, self._communicator.rank, step))
 
     def _finish(self, outcome: Outcome) -> None:
         """Rank 0 hands in the summary and waits until it is on the disk."""

@@ -5,13 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import engine_cases
-import engine_cases_arrays
-import engine_cases_losses
-import engine_cases_sequence
-import engine_cases_spatial
 import numpy as np
 import pytest
+from engine_all_cases import CASES
 from engine_cases import Case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,14 +16,6 @@ from ddp_bp.engine import OPERATIONS, Tensor, gradcheck, no_grad
 from ddp_bp.engine.ops.operation import Operation
 from ddp_bp.engine.tensor import apply
 from ddp_bp.errors import EngineError, GraphError
-
-CASES: dict[str, Case] = {
-    **engine_cases.CASES,
-    **engine_cases_arrays.CASES,
-    **engine_cases_losses.CASES,
-    **engine_cases_sequence.CASES,
-    **engine_cases_spatial.CASES,
-}
 
 few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 every_operation = pytest.mark.parametrize("name", sorted(OPERATIONS))

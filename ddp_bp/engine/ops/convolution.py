@@ -19,6 +19,7 @@ from ddp_bp.engine.ops.depthwise import (
     depthwise_input_gradient,
     depthwise_weight_gradient,
 )
+from ddp_bp.engine.ops.flops import convolution_flops, transposed_convolution_flops
 from ddp_bp.engine.ops.layout import channel_sums, channels_first, channels_last, for_rows, pixel_rows, row_blocks
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, describe
 from ddp_bp.engine.ops.windows import Pair, Window, column_blocks, image_runs
@@ -254,6 +255,7 @@ CONV1D = Operation(
     "an input, a weight, perhaps a bias, and stride, padding, dilation and groups",
     reads=(0, 1),
     writes=(1, 2),
+    flops=convolution_flops,
 )
 CONV2D = Operation(
     "conv2d",
@@ -262,6 +264,7 @@ CONV2D = Operation(
     "an input, a weight, perhaps a bias, and stride, padding, dilation and groups",
     reads=(0, 1),
     writes=(1, 2),
+    flops=convolution_flops,
 )
 CONV_TRANSPOSE2D = Operation(
     "conv_transpose2d",
@@ -270,6 +273,7 @@ CONV_TRANSPOSE2D = Operation(
     "an input, a weight, perhaps a bias, and stride, padding, output_padding, dilation and groups",
     reads=(0, 1),
     writes=(1, 2),
+    flops=transposed_convolution_flops,
 )
 
 OPERATIONS = (CONV1D, CONV2D, CONV_TRANSPOSE2D)

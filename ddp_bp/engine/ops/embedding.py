@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ddp_bp.engine.ops.flops import no_flops
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, describe
 from ddp_bp.errors import DtypeError, ShapeError
 
@@ -50,6 +51,7 @@ EMBEDDING = Operation(
     _embedding_vjp,
     "a weight (num_embeddings, size), integers in [0, num_embeddings), and the row without a gradient, or None",
     writes=(0,),
+    flops=no_flops,
 )
 
 OPERATIONS = (EMBEDDING,)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ddp_bp.engine.ops.flops import no_flops
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation
 
 
@@ -66,6 +67,7 @@ GATHER = Operation(
     _gather_vjp,
     "an array, integers with as many axes, none longer than the array's but along the axis, where they count from 0, "
     "and that axis",
+    flops=no_flops,
 )
 
 OPERATIONS = (GATHER,)

@@ -24,6 +24,7 @@ import numpy.typing as npt
 Array: TypeAlias = npt.NDArray[Any]
 Needs: TypeAlias = tuple[bool, ...]
 Gradients: TypeAlias = tuple[Array | None, ...]
+Flops: TypeAlias = tuple[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +46,8 @@ class Operation:
     """Positions of the inputs whose gradients the vjp can write into an array given to it."""
     is_view: bool = False
     """Whether the output may share memory with the first input."""
+    flops: Callable[..., Flops] | None = None
+    """Counts floating-point operations; see `flops.py`, which also says what None means."""
 
 
 def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:

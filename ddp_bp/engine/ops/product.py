@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, describe, unbroadcast
+from ddp_bp.engine.ops.operation import Array, Flops, Gradients, Needs, Operation, describe, unbroadcast
 from ddp_bp.errors import DtypeError, ShapeError
 
 
@@ -32,6 +32,12 @@ def _matmul_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
     if needs[1]:
         grad_b = unbroadcast(np.matmul(matrix_a.swapaxes(-1, -2), gradient), matrix_b.shape).reshape(b.shape)
     return grad_a, grad_b
+
+
+def _matmul_flops(shapes: tuple[tuple[int, ...], ...], output: tuple[int, ...]) -> Flops:
+    # Each of the three products is over the same triples (n, k, m).
+    product = 2 * math.prod(output) * shapes[0][-1]
+    return product, (product, product)
 
 
 def _rows(a: Array) -> Array:
@@ -80,12 +86,20 @@ def _linear_vjp(
     return grad_a, grad_weight, np.add.reduce(grad_rows, axis=0, out=out[1]) if needs[2] else None
 
 
+def _linear_flops(shapes: tuple[tuple[int, ...], ...], output: tuple[int, ...]) -> Flops:
+    num_outputs = math.prod(output)
+    product = 2 * num_outputs * shapes[1][1]
+    bias = (num_outputs,) if len(shapes) > 2 else ()
+    return product + sum(bias), (product, product, *bias)
+
+
 MATMUL = Operation(
     "matmul",
     _matmul,
     _matmul_vjp,
     "two arrays of one dtype, (..., n, k) and (..., k, m), whose leading axes broadcast; vectors count as (k,)",
     reads=(0, 1),
+    flops=_matmul_flops,
 )
 LINEAR = Operation(
     "linear",
@@ -94,6 +108,7 @@ LINEAR = Operation(
     "an input (..., in), a weight (out, in) and perhaps a bias (out,), of one dtype",
     reads=(0, 1),
     writes=(1, 2),
+    flops=_linear_flops,
 )
 
 OPERATIONS = (MATMUL, LINEAR)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ddp_bp.engine.ops.flops import no_flops
 from ddp_bp.engine.ops.indexing import may_repeat, positions_of, scatter_add
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, unbroadcast
 
@@ -97,11 +98,19 @@ GETITEM = Operation(
     is_view=True,
 )
 SETITEM = Operation(
-    "setitem", _setitem, _setitem_vjp, "an array, a value that broadcasts to the place it goes to, and an index"
+    "setitem",
+    _setitem,
+    _setitem_vjp,
+    "an array, a value that broadcasts to the place it goes to, and an index",
+    flops=no_flops,
 )
 CONCATENATE = Operation(
-    "concatenate", _concatenate, _concatenate_vjp, "one or more arrays alike in all but the joined axis"
+    "concatenate",
+    _concatenate,
+    _concatenate_vjp,
+    "one or more arrays alike in all but the joined axis",
+    flops=no_flops,
 )
-CLONE = Operation("clone", _clone, _clone_vjp, "one array")
+CLONE = Operation("clone", _clone, _clone_vjp, "one array", flops=no_flops)
 
 OPERATIONS = (RESHAPE, PERMUTE, EXPAND, GETITEM, SETITEM, CONCATENATE, CLONE)

@@ -1,0 +1,76 @@
+"""Being one rank of a job: finding the others, and ending as all of them end. Knows not what the ranks do."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from ddp_bp.cli.environment import launched_ranks
+from ddp_bp.errors import DdpError, LaunchError, RemoteError
+from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.parallel.mpi import open_communicator
+from ddp_bp.parallel.single import SingleCommunicator
+from ddp_bp.worker.failures import RankFailure
+
+
+def run_as_rank(world_size: int | None, work: Callable[[Communicator], int], *, supervised: bool) -> int:
+    """Do `work`, which gives an exit code, as one rank of the job that a launcher started; without one, as the only.
+
+    Args:
+        world_size: refuse to run unless there are this many ranks.
+        work: on an error it raises on all ranks, as `together` does; one that only this rank meets ends the job.
+        supervised: whether the process that started the launcher finds out by itself how the job ended.
+
+    Returns:
+        The exit code of this process.
+
+    Raises:
+        LaunchError: there are not `world_size` ranks.
+    """
+    launched = launched_ranks()
+    try:
+        communicator = _open(launched, world_size)
+    except LaunchError as error:
+        # Each of N silent singletons believes to be rank 0; only the one that the launcher calls so speaks.
+        if launched is None or launched[1] == 0:
+            raise
+        return error.exit_code
+    code, agreed = _outcome(communicator, work)
+    if not agreed and communicator.size > 1:
+        # The other ranks do not know, and may be waiting for this one.
+        communicator.abort(code)
+    if agreed:
+        communicator.close()
+    # mpirun would print a page about an exit code that all ranks agreed on.
+    return 0 if supervised and agreed else code
+
+
+def _outcome(communicator: Communicator, work: Callable[[Communicator], int]) -> tuple[int, bool]:
+    """The exit code of the job, and whether all ranks know of it. Shows the error if that is for this rank to do."""
+    try:
+        return work(communicator), True
+    except RemoteError as error:
+        return error.exit_code, True
+    except RankFailure as failure:
+        if not failure.shown:
+            _show(failure.error)
+        return failure.exit_code, True
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
+        agreed = isinstance(error, DdpError) and error.on_every_rank
+        if not agreed or communicator.rank == 0:
+            _show(error)
+        return getattr(error, "exit_code", 1), agreed
+
+
+def _open(launched: tuple[int, int] | None, world_size: int | None) -> Communicator:
+    if launched is None and world_size in (None, 1):
+        return SingleCommunicator()
+    return open_communicator(world_size or (launched[0] if launched else None))
+
+
+def _show(error: BaseException) -> None:
+    if isinstance(error, DdpError):
+        print(f"ddp-bp: {error}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
