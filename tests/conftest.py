@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import hypothesis
 import pytest
-from support import ddp_bp, end_tree, run_to_end, start
+from support import ddp_bp, end_tree, leftovers, run_to_end, start
 from support import mpirun as mpirun_command
 
 # How long an example takes depends on what else the machine does; tests have deadlines of their own.
@@ -16,6 +17,18 @@ hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_open_mpi_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Open MPI cannot tidy up after processes that a test killed, so the test does."""
+    if request.node.get_closest_marker("mpi") is None:
+        yield
+        return
+    before = leftovers()
+    yield
+    for path in leftovers() - before:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -151,3 +152,8 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
     """The content of summary.json."""
     summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_bytes())
     return summary
+
+
+def leftovers() -> set[Path]:
+    """Shared memory and session folders of Open MPI that lie on this machine."""
+    return {*Path("/dev/shm").glob("sm_segment.*"), *Path(tempfile.gettempdir()).glob("ompi.*")}

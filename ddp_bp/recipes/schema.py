@@ -109,6 +109,7 @@ class OptimizerSection(Section, frozen=True, kw_only=True):
     betas: tuple[Fraction, Fraction] | None = None
     eps: PositiveFloat | None = None
     weight_decay: NonNegativeFloat | None = None
+    amsgrad: bool | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the optimizer's class: those that the recipe names, besides `lr`."""
@@ -119,7 +120,7 @@ class OptimizerSection(Section, frozen=True, kw_only=True):
         allowed = OPTIMIZER_ARGUMENTS[self.name]
         problems = [
             f"optimizer.{key}: does not apply to optimizer {self.name!r}, which takes lr, {', '.join(allowed)}"
-            for key in ("momentum", "dampening", "nesterov", "betas", "eps", "weight_decay")
+            for key in sorted({key for keys in OPTIMIZER_ARGUMENTS.values() for key in keys})
             if key not in allowed and getattr(self, key) is not None
         ]
         if self.nesterov and (not self.momentum or self.dampening):
@@ -163,8 +164,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 OPTIMIZER_ARGUMENTS = {
     "sgd": ("momentum", "dampening", "nesterov", "weight_decay"),
-    "adam": ("betas", "eps", "weight_decay"),
-    "adamw": ("betas", "eps", "weight_decay"),
+    "adam": ("betas", "eps", "weight_decay", "amsgrad"),
+    "adamw": ("betas", "eps", "weight_decay", "amsgrad"),
 }
 
 # What may differ between the first start of a run and a resume: how long, when to save, and where to listen. Anything

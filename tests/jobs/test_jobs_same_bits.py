@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from support import ddp_bp, processes_of, run_to_end, summary_of, wait_for_step, wait_until
+from support import ddp_bp, leftovers, processes_of, run_to_end, summary_of, wait_for_step, wait_until
 
 pytestmark = pytest.mark.mpi
 
@@ -77,7 +77,7 @@ def test_dropout_uneven_batches_and_idle_ranks_change_no_bit(
 def test_a_signal_saves_a_checkpoint_and_a_resume_goes_on_with_the_same_bits(
     start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict, name: str, exit_code: int, sizes
 ) -> None:
-    run_dir = tmp_path / "run"
+    run_dir, before = tmp_path / "run", leftovers()
     process = start_command(ddp_bp("train", slow_recipe, "-n", sizes[0], "--run-dir", run_dir))
     wait_for_step(run_dir, random.randrange(1, 25))
     process.send_signal(signal.Signals[name])
@@ -87,6 +87,7 @@ def test_a_signal_saves_a_checkpoint_and_a_resume_goes_on_with_the_same_bits(
     stopped_at = summary_of(run_dir)["steps"]
     assert f"step-{stopped_at:08d}" in stdout
     assert processes_of(run_dir) == []
+    assert leftovers() == before
     result = run_ddp_bp("train", slow_recipe, "-n", sizes[1], "--run-dir", run_dir, "--resume", "auto", "--json")
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
