@@ -82,6 +82,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--strict-no-skip", action="store_true", help="fail if any test is skipped, as CI does")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("parity") is not None:
+        pytest.importorskip("torch", reason="needs PyTorch: pip install torch==2.13.0 (CPU build)")
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter else []
