@@ -74,6 +74,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     weights_sha256: see the function of that name; left empty it is filled in when the checkpoint is written, and
         otherwise the tensors to be written must have this digest.
     buffers: names of the tensors of the model that are not parameters, and so not part of `weights_sha256`.
+    tied: further names of parameters, each with the one under which it is part of `weights_sha256`.
     ledger_sha256: head of the ledger's hash chain after `step` steps; empty if there is no ledger.
     train_loss, eval_loss, eval_accuracy: the latest known, else None.
     world_size: number of ranks that made the checkpoint. Any number may resume it.
@@ -93,6 +94,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     recipe_sha256: str = ""
     weights_sha256: str = ""
     buffers: tuple[str, ...] = ()
+    tied: dict[str, str] = {}
     ledger_sha256: str = ""
     train_loss: float | None = None
     eval_loss: float | None = None

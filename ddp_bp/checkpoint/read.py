@@ -94,7 +94,7 @@ def _read_tensors(path: Path, name: str, manifest: Manifest, storage: Storage) -
 
 
 def _check_weights(path: Path, manifest: Manifest, model: dict[str, NDArray[Any]]) -> None:
-    got = weights_sha256(model, manifest.buffers)
+    got = weights_sha256(model, {*manifest.buffers, *manifest.tied})
     if got != manifest.weights_sha256:
         raise CheckpointError(
             f"{path / MODEL_FILE}: expected weights with SHA-256 {manifest.weights_sha256}, got {got}"

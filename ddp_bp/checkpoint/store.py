@@ -235,7 +235,7 @@ def _contents(
     manifest: Manifest, model: Mapping[str, NDArray[Any]], optimizer: Mapping[str, NDArray[Any]], called: str
 ) -> dict[str, bytes]:
     """The content of each file of a checkpoint, the manifest last."""
-    got = weights_sha256(model, manifest.buffers)
+    got = weights_sha256(model, {*manifest.buffers, *manifest.tied})
     if manifest.weights_sha256 not in ("", got):
         raise CheckpointError(
             f"{called}: the weights to be written do not match their digest: expected SHA-256 "

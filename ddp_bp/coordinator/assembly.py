@@ -179,7 +179,10 @@ def _step_of(begin: CheckpointBegin) -> int:
 
 
 def _check_layouts(layouts: Sequence[ArrayLayout]) -> None:
-    """Arrays and tensors must have names of their own, and tensors must lie in their array without overlap."""
+    """Arrays and tensors must have names of their own, and tensors must lie in their array without overlap.
+
+    Tied weights are one tensor under several names: tensors may be the very same elements in the same shape.
+    """
     arrays: set[str] = set()
     tensors: set[tuple[str, str]] = set()
     for layout in layouts:
@@ -187,12 +190,16 @@ def _check_layouts(layouts: Sequence[ArrayLayout]) -> None:
             raise WireError(f"array {layout.name!r} is announced twice")
         arrays.add(layout.name)
         used = Coverage(layout.size)
+        known: set[tuple[int, tuple[int, ...]]] = set()
         for tensor in layout.tensors:
             key = (layout.file, tensor.name)
             if key in tensors:
                 raise WireError(f"tensor {tensor.name!r} of the {layout.file} file is announced twice")
             tensors.add(key)
-            _claim(used, layout, tensor)
+            place = (tensor.offset, tuple(tensor.shape))
+            if place not in known:
+                _claim(used, layout, tensor)
+            known.add(place)
 
 
 def _claim(used: Coverage, layout: ArrayLayout, tensor: TensorLayout) -> None:

@@ -14,6 +14,8 @@ functional.py, functional_arrays.py, functional_losses.py
 random.py      counter-based random streams
 profiling.py   every operation that runs, with its times, work and place in the graph
 flat.py        all parameters, and all gradients, as one vector each
+buffers.py     what a model carries along without training it, over several shards
+shard_group.py sums over all shards of a batch
 gradcheck.py   recorded gradients against central differences
 """
 

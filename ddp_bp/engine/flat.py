@@ -118,6 +118,20 @@ class FlatParameters:
                 np.copyto(view, gradient)
         return self.gradient
 
+    def suspend(self) -> tuple[Array, list[Array | None]]:
+        """Where gradients go at present, and how far they have come, for `resume` to go on from."""
+        leaves = [parameter._node for parameter in self.parameters]
+        return self.gradient, [leaf.grad if type(leaf) is Leaf else None for leaf in leaves]
+
+    def resume(self, suspended: tuple[Array, list[Array | None]]) -> None:
+        """Goes on with the gradients that `suspend` gave, so that passes over several batches can alternate."""
+        gradient, gradients = suspended
+        self.bind_gradient(gradient)
+        for parameter, value in zip(self.parameters, gradients, strict=True):
+            leaf = parameter._node
+            if type(leaf) is Leaf:
+                leaf.grad = value
+
     def arrays(self) -> dict[str, Array]:
         """The current values by name, as views into `data`."""
         return {slot.name: view for slot, view in zip(self.slots, self._split(self.data), strict=True)}

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddp_bp.engine.graph import no_grad
-from ddp_bp.engine.ops import normalization, row_norm
+from ddp_bp.engine.ops import normalization, row_norm, shards
+from ddp_bp.engine.shard_group import current_group
 from ddp_bp.engine.tensor import Tensor, apply
-from ddp_bp.errors import InputError
+from ddp_bp.errors import InputError, ShapeError
 
 
 def batch_norm(
@@ -41,6 +42,57 @@ def batch_norm(
         running_mean.mul_(1 - momentum).add_(mean * momentum)
         running_var.mul_(1 - momentum).add_(variance * (momentum * num_values / (num_values - 1)))
     return output
+
+
+def sync_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`batch_norm` in training, by the mean and variance over all shards of the batch, however uneven they are.
+
+    Where the batch is not cut into shards it is `batch_norm`. Each shard makes the same calls in the same order, in
+    backward as well. Raises ShapeError if all shards together have fewer than two values per channel.
+    """
+    group = current_group()
+    if group is None:
+        return batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
+    affine = _parameters("sync_batch_norm", weight, bias)
+    num_channels = input.shape[1]
+    num_values = int(group.total(np.array([input.numel() / num_channels]))[0])
+    if num_values < 2:
+        raise ShapeError(
+            f"sync_batch_norm got {num_values} value(s) per channel over all shards; it takes 2 or more, since one "
+            "value has no variance: use a larger batch or eval()"
+        )
+    axes, by_channel = (0, *range(2, input.ndim)), (num_channels, *[1] * (input.ndim - 2))
+    mean = shard_sum(input.sum(axes)) / num_values
+    centred = input - mean.reshape(by_channel)
+    variance = shard_sum((centred * centred).sum(axes)) / num_values
+    scale = (variance + eps).rsqrt()
+    output = centred * (scale * affine[0] if affine else scale).reshape(by_channel)
+    if len(affine) == 2:
+        output = output + affine[1].reshape(by_channel)
+    if running_mean is not None and running_var is not None:
+        with no_grad():
+            running_mean.mul_(1 - momentum).add_(mean * momentum)
+            running_var.mul_(1 - momentum).add_(variance * (momentum * num_values / (num_values - 1)))
+    return output
+
+
+def shard_sum(input: Tensor) -> Tensor:
+    """The sum of `input`, of any shape, over all shards of the batch; `input` itself where there is one shard only.
+
+    Every shard that has samples must call it the same number of times, each time with the same shape, and the module
+    that does so has `sums_over_shards = True`. It is summed in
+    float64 in a fixed order, so that it has the same bits on every shard for any number of ranks.
+    """
+    group = current_group()
+    return apply(shards.SHARD_SUM, (input,), (None if group is None else group.total,))
 
 
 def layer_norm(

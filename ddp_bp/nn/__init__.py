@@ -24,7 +24,7 @@ from ddp_bp.nn.losses import (
     SmoothL1Loss,
 )
 from ddp_bp.nn.module import Buffer, Module
-from ddp_bp.nn.normalization import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm
+from ddp_bp.nn.normalization import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm, SyncBatchNorm
 from ddp_bp.nn.pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -84,6 +84,7 @@ __all__ = [
     "GroupNorm",
     "LayerNorm",
     "RMSNorm",
+    "SyncBatchNorm",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AvgPool1d",

@@ -16,7 +16,7 @@ from ddp_bp.engine.functional_losses import (
     nll_loss,
     smooth_l1_loss,
 )
-from ddp_bp.engine.functional_norm import batch_norm, group_norm, layer_norm, rms_norm
+from ddp_bp.engine.functional_norm import batch_norm, group_norm, layer_norm, rms_norm, shard_sum, sync_batch_norm
 from ddp_bp.engine.functional_sequence import bilinear, embedding, scaled_dot_product_attention
 from ddp_bp.engine.functional_spatial import (
     adaptive_avg_pool1d,
@@ -89,6 +89,8 @@ __all__ = [
     "max_pool2d",
     "rms_norm",
     "scaled_dot_product_attention",
+    "shard_sum",
     "silu",
     "softplus",
+    "sync_batch_norm",
 ]

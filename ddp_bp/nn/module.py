@@ -36,6 +36,8 @@ class Module:
     """Base of all modules. A subclass sets attributes in `__init__` and computes in `forward`."""
 
     training = True
+    sums_over_shards = False
+    """Whether `forward` calls `functional.shard_sum`, so that a job must compute all shards of a batch side by side."""
 
     def forward(self, *inputs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} defines no forward")
@@ -95,7 +97,7 @@ class Module:
 
     def state_dict(self) -> dict[str, Array]:
         """A copy of every parameter and buffer under PyTorch's name for it; tied ones under each of their names."""
-        return {name: np.array(value.numpy()) for name, value in self._state()}
+        return {name: np.array(value.numpy()) for name, value in self.named_state()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Copies `state` into the parameters and buffers, converted to their dtypes.
@@ -103,7 +105,7 @@ class Module:
         Values are anything that NumPy takes for an array. Raises InputError that lists everything that does not fit,
         and then changes nothing: shapes that differ, and with `strict` missing and unexpected names.
         """
-        own = dict(self._state())
+        own = dict(self.named_state())
         arrays = {name: np.asarray(value) for name, value in state.items() if name in own}
         missing = sorted(own.keys() - state.keys())
         unexpected = sorted(state.keys() - own.keys())
@@ -129,7 +131,8 @@ class Module:
                 own[name].copy_(array.astype(own[name].dtype, copy=False))
         return IncompatibleKeys(missing, unexpected)
 
-    def _state(self) -> Iterator[tuple[str, Tensor]]:
+    def named_state(self) -> Iterator[tuple[str, Parameter | Buffer]]:
+        """Every parameter and buffer under its dotted name; tied ones under each of their names."""
         for path, module in self._walk("", None):
             for kind in (Parameter, Buffer):
                 for name, value in vars(module).items():

@@ -1,4 +1,4 @@
-"""Normalisation layers. Batch norm over the shards of all ranks is not among them: it needs the other ranks."""
+"""Normalisation layers."""
 
 from __future__ import annotations
 
@@ -69,6 +69,9 @@ class _BatchNorm(Module):
                 self.num_batches_tracked.add_(1)
             if momentum is None:
                 momentum = 1 / self.num_batches_tracked.item()
+        return self._normalize(input, 0.0 if momentum is None else momentum)
+
+    def _normalize(self, input: Tensor, momentum: float) -> Tensor:
         return functional.batch_norm(
             input,
             self.running_mean,
@@ -76,7 +79,7 @@ class _BatchNorm(Module):
             self.weight,
             self.bias,
             self.training or self.running_mean is None,
-            0.0 if momentum is None else momentum,
+            momentum,
             self.eps,
         )
 
@@ -107,6 +110,34 @@ class BatchNorm2d(_BatchNorm):
 
     num_axes = (4,)
     expects = "(N, C, H, W)"
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Batch norm over all shards of the global batch, not over the shard at hand, on (N, C), (N, C, L) or (N, C, H, W).
+
+    So a job gives what one process with the whole batch gives, however small or uneven the shards are. Forward and
+    backward each wait for all shards, in which ranks keep step. In a script of one process it is batch norm.
+    """
+
+    num_axes = (2, 3, 4)
+    expects = "(N, C), (N, C, L) or (N, C, H, W)"
+    sums_over_shards = True
+
+    def _normalize(self, input: Tensor, momentum: float) -> Tensor:
+        if not self.training:
+            return super()._normalize(input, momentum)
+        return functional.sync_batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, momentum, self.eps
+        )
+
+    @staticmethod
+    def convert_sync_batchnorm(module: Module) -> Module:
+        """`module` with every batch norm in it turned into one over all shards; its parameters and buffers stay."""
+        for part in module.modules():
+            if isinstance(part, _BatchNorm):
+                # The very same object, so that whoever holds it, a list or an attribute, holds the new kind.
+                part.__class__ = SyncBatchNorm
+        return module
 
 
 def _shape(given: int | Sequence[int]) -> tuple[int, ...]:

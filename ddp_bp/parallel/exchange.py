@@ -1,8 +1,8 @@
-"""Gradient exchange: every rank sums its own slice of the partials along the reduction tree and updates it.
+"""Gradient exchange: every rank sums its own slice of the partials along the reduction tree, and publishes results.
 
-Each rank holds one gradient vector per maximal tree node of its shards. Slice j of each goes to rank j, which walks the
-tree block by block, hands every finished block to the optimizer, and publishes the updated slice of the parameters. So
-a gradient crosses the network once, each parameter is updated once, and the order of every sum is the tree's.
+Each rank holds one vector per maximal tree node of its shards. Slice j of each goes to rank j, which walks the tree
+block by block and hands on every finished block. What was made of the sums, a slice on each rank, is then given to all.
+So a gradient crosses the network once, each parameter is updated once, and the order of every sum is the tree's.
 
 This is the seam for other ways to move partials (shared memory inside a node, overlap with backward between nodes).
 It sees flat arrays only.
@@ -17,30 +17,35 @@ import numpy as np
 import numpy.typing as npt
 
 from ddp_bp.parallel.communicator import Array, Communicator
-from ddp_bp.parallel.membership import shard_run, slice_bounds
+from ddp_bp.parallel.membership import clip_bounds, shard_run, slice_bounds
 from ddp_bp.parallel.tree import maximal_nodes, merge_counts, stack_depth
 
 # Elements of one block of the walk: 256 KiB of float32, so that a few partials of it stay in a 1 MiB L2 cache.
 BLOCK_ELEMENTS = 65536
 
-UpdateBlock = Callable[[int, int, Array], None]
+TakeBlock = Callable[[int, int, Array], None]
 
 
 class Exchange(Protocol):
-    """A way to turn the partials of all ranks into updated parameters on all ranks."""
+    """A way to sum the partials of all ranks, each rank its own slice, and to tell all ranks what came of it."""
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """The slice [lo, hi) of the flat vector that this rank updates."""
+        """The slice [lo, hi) of the flat vector (N,) that is this rank's."""
 
-    def reduce_and_update(self, partials: Sequence[Array], update: UpdateBlock, parameters: Array) -> None:
-        """Sum the partials of all ranks and update the parameters. Collective.
+    def reduce(self, partials: Sequence[Array], take: TakeBlock) -> None:
+        """Sum the partials of all ranks. Collective.
 
         Args:
-            partials: this rank's gradient sums, one (P,) array per maximal tree node of its shards, from left to right.
-            update: called as `update(lo, hi, gradient)` for each block of this rank's slice, with the sum over all
-                shards; it must write `parameters[lo:hi]` and may use `gradient` (hi - lo,) as scratch memory.
-            parameters: (P,), updated on return, the same bits on every rank.
+            partials: this rank's sums, one (N,) array per maximal tree node of its shards, from left to right.
+            take: called as `take(lo, hi, total)` for each block of this rank's slice, in order, with the sum over all
+                shards; it may use `total` (hi - lo,) as scratch memory.
+        """
+
+    def publish(self, array: Array, offset: int = 0) -> None:
+        """Complete `array`, in place: each rank has written its own part of it. Collective.
+
+        `array` (n,), of any dtype, stands for elements [offset, offset + n) of the flat vector.
         """
 
 
@@ -69,14 +74,18 @@ class SliceExchange:
         block = min(BLOCK_ELEMENTS, hi - lo)
         self._scratch = [np.empty(block, dtype) for _ in range(stack_depth(self._merges))]
 
-    def reduce_and_update(self, partials: Sequence[Array], update: UpdateBlock, parameters: Array) -> None:
+    def reduce(self, partials: Sequence[Array], take: TakeBlock) -> None:
         slices = self._distribute(partials)
         lo, hi = self.bounds
         for start in range(lo, hi, BLOCK_ELEMENTS):
             stop = min(start + BLOCK_ELEMENTS, hi)
-            update(start, stop, self._sum_block([piece[start - lo : stop - lo] for piece in slices]))
+            take(start, stop, self._sum_block([piece[start - lo : stop - lo] for piece in slices]))
+
+    def publish(self, array: Array, offset: int = 0) -> None:
         if self._communicator.size > 1:
-            self._communicator.allgather_slices(parameters, self._slices)
+            self._communicator.allgather_slices(
+                array, [clip_bounds(bounds, offset, array.size) for bounds in self._slices]
+            )
 
     def _distribute(self, partials: Sequence[Array]) -> list[Array]:
         """My slice of every rank's partials, in the order of the tree's leaves."""

@@ -19,3 +19,9 @@ def slice_bounds(num_elements: int, world_size: int) -> list[tuple[int, int]]:
     edges = [rank * num_pages // world_size * SLICE_ALIGNMENT_ELEMENTS for rank in range(world_size + 1)]
     edges[-1] = num_elements
     return [(min(lo, num_elements), min(hi, num_elements)) for lo, hi in itertools.pairwise(edges)]
+
+
+def clip_bounds(bounds: tuple[int, int], offset: int, size: int) -> tuple[int, int]:
+    """What of the elements [lo, hi) = `bounds` lies in [offset, offset + size), counted from `offset`."""
+    lo, hi = (min(max(edge - offset, 0), size) for edge in bounds)
+    return lo, hi

@@ -94,6 +94,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
     batch_size: PositiveInt = 32
     shards: PositiveInt | None = None
     seed: Count = 0
+    ema_decay: Fraction | None = None
     eval_every_epochs: Count = 1
     eval_batch_size: PositiveInt = 256
 
@@ -110,6 +111,8 @@ class OptimizerSection(Section, frozen=True, kw_only=True):
     eps: PositiveFloat | None = None
     weight_decay: NonNegativeFloat | None = None
     amsgrad: bool | None = None
+    clip_norm: PositiveFloat | None = None
+    clip_value: PositiveFloat | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the optimizer's class: those that the recipe names, besides `lr`."""

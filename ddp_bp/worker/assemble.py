@@ -124,11 +124,6 @@ def _build_model(section: ModelSection, seed: int, data: Loaded, base: Path) -> 
         raise RecipeError(f"model {called}", [f"raised {type(error).__name__}: {error}{where}"]) from error
     if not isinstance(model, Module):
         raise RecipeError(f"model {called}", [f"expected a ddp_bp.nn.Module from it, got {type(model).__name__}"])
-    if buffers := [name for name, _ in model.named_buffers()]:
-        raise RecipeError(
-            f"model {called}",
-            [f"has buffers ({', '.join(buffers[:5])}): what a forward pass changes is not kept in step over ranks"],
-        )
     if not any(True for _ in model.parameters()):
         raise RecipeError(f"model {called}", ["has no parameters, so there is nothing to train"])
     return model

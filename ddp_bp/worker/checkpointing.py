@@ -118,6 +118,8 @@ class Checkpointing:
             "train_loss": _finite(progress.last_train_loss),
             "eval_loss": _finite(progress.eval_loss),
             "eval_accuracy": progress.eval_accuracy,
+            "buffers": self._snapshot.buffer_names,
+            "tied": self._snapshot.tied,
             "versions": versions(),
             "extra": {"recipe": identity(self._job.recipe), "data": self._job.data_digests, **progress.extra()},
         }

@@ -1,36 +1,61 @@
-"""The training step of a job on one rank, put together: the same for training and for measuring it."""
+"""What one rank needs to take the steps of a job, put together: the same for training and for measuring it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ddp_bp.data.batches import Batches
+from ddp_bp.engine.buffers import Buffers
+from ddp_bp.optim import ExponentialMovingAverage
 from ddp_bp.parallel.agreement import Agreement
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.parallel.exchange import Exchange
-from ddp_bp.parallel.membership import shard_run
+from ddp_bp.parallel.exchange import SliceExchange
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.phases import PhaseClock
+from ddp_bp.worker.shards import ShardComputation
+from ddp_bp.worker.snapshot import Snapshot
 from ddp_bp.worker.step import TrainingStep
+from ddp_bp.worker.update import Update
 
 
-def compose_step(
-    communicator: Communicator,
-    job: Job,
-    exchange: Exchange,
-    clock: PhaseClock,
-    on_failure: Callable[[BaseException, int], None],
-) -> TrainingStep:
-    """The step of `job` on this rank; see `TrainingStep` for the last three. Call on all ranks alike."""
-    plan = job.plan
-    return TrainingStep(
-        objective=job.objective,
-        batches=Batches(job.data.train, plan, job.data.augment),
-        shards=shard_run(plan.num_shards, communicator.size, communicator.rank),
+@dataclass(frozen=True)
+class Composition:
+    """The step of one rank, its second half (which knows what weights to evaluate), and a view of all its state."""
+
+    step: TrainingStep
+    update: Update
+    snapshot: Snapshot
+
+
+def compose(
+    communicator: Communicator, job: Job, clock: PhaseClock, on_failure: Callable[[BaseException, int], None]
+) -> Composition:
+    """Put together the step of `job` on this rank; see `TrainingStep` for the last two. Call on all ranks alike."""
+    plan, recipe = job.plan, job.recipe
+    buffers = Buffers(job.objective.model.named_buffers())
+    size = job.parameters.size + buffers.size
+    exchange = SliceExchange(communicator, size, plan.num_shards, job.parameters.dtype)
+    decay = recipe.train.ema_decay
+    average = None if decay is None else ExponentialMovingAverage(job.parameters, decay)
+    agreement = Agreement(communicator, plan.num_shards, job.layout)
+    batches = Batches(job.data.train, plan, job.data.augment)
+    shards = ShardComputation(job.objective, batches, job.parameters, buffers, agreement, communicator, clock)
+    update = Update(
         parameters=job.parameters,
+        buffers=buffers,
         optimizer=job.optimizer,
-        agreement=Agreement(communicator, plan.num_shards, job.layout),
         exchange=exchange,
+        communicator=communicator,
         clock=clock,
-        on_failure=on_failure,
+        clip_norm=recipe.optimizer.clip_norm,
+        clip_value=recipe.optimizer.clip_value,
+        average=average,
     )
+    step = TrainingStep(
+        plan=plan, shards=shards, update=update, agreement=agreement, clock=clock, on_failure=on_failure
+    )
+    snapshot = Snapshot(
+        job.objective.model, job.parameters, job.optimizer, buffers, average, exchange.bounds, communicator.rank
+    )
+    return Composition(step, update, snapshot)

@@ -7,6 +7,7 @@ tree over chunks; so the result has the same bits on any number of ranks.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -42,8 +43,11 @@ class Evaluation:
         communicator: Communicator,
         layout: int,
         on_failure: Callable[[BaseException, int], None],
+        weights: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """`weights`: a block within which the model has the weights to be evaluated, entered on all ranks alike."""
         self._objective, self._dataset, self._on_failure = objective, dataset, on_failure
+        self._weights = weights
         chunks = evaluation_chunks(dataset.num_samples, chunk_size)
         run = shard_run(len(chunks), communicator.size, communicator.rank)
         self._chunks = chunks[run.start : run.stop]
@@ -58,17 +62,12 @@ class Evaluation:
         began = perf_counter()
         failure: BaseException | None = None
         self._agreement.reset()
-        try:
-            for index, (lo, hi) in enumerate(self._chunks):
-                ids = np.arange(lo, hi, dtype=np.int64)
-                batch = Batch(ids, *self._dataset.batch(ids), ids_digest=0)
-                total = self._objective.evaluate(batch)
-                self._agreement.report_shard(
-                    index, total.loss.item(), total.weight, total.correct, batch.ids_digest, finite=True
-                )
-        except BaseException as error:
-            failure = error
-            self._on_failure(error, step)
+        with self._weights():
+            try:
+                self._evaluate_chunks()
+            except BaseException as error:
+                failure = error
+                self._on_failure(error, step)
         verdict = self._agreement.agree(step, status=Status.FAILED if failure else Status.READY)
         raise_together(verdict, failure, f"during the evaluation after step {step}")
         num_samples = self._dataset.num_samples
@@ -78,3 +77,12 @@ class Evaluation:
             num_samples=num_samples,
             seconds=perf_counter() - began,
         )
+
+    def _evaluate_chunks(self) -> None:
+        for index, (lo, hi) in enumerate(self._chunks):
+            ids = np.arange(lo, hi, dtype=np.int64)
+            batch = Batch(ids, *self._dataset.batch(ids), ids_digest=0)
+            total = self._objective.evaluate(batch)
+            self._agreement.report_shard(
+                index, total.loss.item(), total.weight, total.correct, batch.ids_digest, finite=True
+            )

@@ -21,12 +21,11 @@ from ddp_bp._version import __version__
 from ddp_bp.checkpoint import Checkpoint, weights_sha256
 from ddp_bp.errors import DdpError, DistributedError
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.parallel.exchange import SliceExchange
 from ddp_bp.wire.messages import PROTOCOL_VERSION, Acknowledged, Failure, Finished, Hello
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import SILENCE_SECONDS, Checkpointing
-from ddp_bp.worker.compose import compose_step
+from ddp_bp.worker.compose import compose
 from ddp_bp.worker.evaluation import Evaluation
 from ddp_bp.worker.failures import RankFailure, print_failure, together
 from ddp_bp.worker.ledger import Ledger
@@ -96,14 +95,13 @@ class _Run:
     ) -> None:
         self._communicator, self._job, self._link = communicator, job, link
         rank = communicator.rank
-        exchange = SliceExchange(communicator, job.parameters.size, job.plan.num_shards, job.parameters.dtype)
-        snapshot = Snapshot(job.parameters, job.optimizer, exchange.bounds)
+        clock = PhaseClock(PHASE_BUCKETS_SECONDS)
+        composed = compose(communicator, job, clock, self._show_failure)
+        snapshot = composed.snapshot
         self._progress, chain = self._restore(snapshot, settings)
         self._resumed_from_step = self._progress.step if settings.resumes else None
         self._ledger = Ledger(chain, communicator.size, keeps_lines=rank == 0)
-        clock = PhaseClock(PHASE_BUCKETS_SECONDS)
         self._reporter = Reporter(link, rank, clock, self._progress, self._ledger)
-        step = compose_step(communicator, job, exchange, clock, self._show_failure)
         evaluation = None
         if job.data.evaluation is not None:
             evaluation = Evaluation(
@@ -113,11 +111,12 @@ class _Run:
                 communicator,
                 job.layout,
                 self._show_failure,
+                composed.update.evaluated_weights,
             )
         digest = recipe_sha256(job.recipe)
         self._loop = TrainingLoop(
             job=job,
-            step=step,
+            step=composed.step,
             evaluation=evaluation,
             checkpointing=Checkpointing(job, snapshot, self._progress, self._ledger, communicator, link, digest),
             progress=self._progress,

@@ -1,68 +1,106 @@
 """The state of a run as flat arrays: copied aside for a checkpoint, and put back at a resume.
 
 Every rank sends only the slices that it updates, so that the ranks share the work and the step stands still for one
-memory copy. Names, shapes and orientation are those of the equivalent PyTorch `state_dict`. Knows no sockets.
+memory copy; what all ranks hold whole (buffers) is sent by rank 0. Names, shapes and orientation are those of the
+equivalent PyTorch `state_dict`, in which tied weights stand under each of their names. Knows no sockets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ddp_bp.engine.buffers import Buffers
 from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.errors import CheckpointError
-from ddp_bp.optim import Optimizer
+from ddp_bp.nn import Module
+from ddp_bp.optim import ExponentialMovingAverage, Optimizer
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.wire.messages import ArrayLayout, TensorLayout
+from ddp_bp.parallel.membership import clip_bounds
+from ddp_bp.wire.messages import ArrayLayout, CheckpointFile, TensorLayout
 
 Array = npt.NDArray[Any]
 
 
-class Snapshot:
-    """One rank's view of the state: which flat arrays there are, and a staging copy of its own slice of each."""
+@dataclass(frozen=True)
+class _Flat:
+    """A flat array of the state: the file that it goes to, what of it this rank sends, and the tensors in it."""
 
-    def __init__(self, parameters: FlatParameters, optimizer: Optimizer, bounds: tuple[int, int]) -> None:
+    name: str
+    file: CheckpointFile
+    values: Array
+    bounds: tuple[int, int]
+    tensors: list[TensorLayout]
+
+
+class Snapshot:
+    """One rank's view of the state: which flat arrays there are, and a staging copy of what this rank sends of each."""
+
+    def __init__(
+        self,
+        model: Module,
+        parameters: FlatParameters,
+        optimizer: Optimizer,
+        buffers: Buffers,
+        average: ExponentialMovingAverage | None,
+        bounds: tuple[int, int],
+        rank: int,
+    ) -> None:
         """`bounds`: the slice [lo, hi) of the flat vector that this rank updates."""
         self._parameters, self._optimizer = parameters, optimizer
-        self._bounds = bounds
-        lo, hi = bounds
-        self._staging = {name: np.empty(hi - lo, array.dtype) for name, array in self._arrays().items()}
-
-    def _arrays(self) -> dict[str, Array]:
-        return {"parameters": self._parameters.data, **self._optimizer.state}
+        self._buffers, self._average = buffers, average
+        self.tied, buffer_names = _names(model, parameters, buffers)
+        self.buffer_names = tuple(name for names in buffer_names for name in names)
+        """The tensors of the model that are not parameters, each under all its names."""
+        own = clip_bounds(bounds, 0, parameters.size)
+        state = {**optimizer.state, **(average.state if average else {})}
+        self._flats = [
+            _Flat("parameters", "model", parameters.data, own, self._parameter_tensors()),
+            *(_Flat(name, "optimizer", array, own, self._state_tensors(name)) for name, array in state.items()),
+            *(
+                _Flat(
+                    f"buffer {names[0]}",
+                    "model",
+                    array.reshape(-1),
+                    (0, array.size if rank == 0 else 0),
+                    [TensorLayout(name, list(array.shape), 0) for name in names],
+                )
+                for names, array in zip(buffer_names, buffers.committed, strict=True)
+            ),
+        ]
+        self._staging = {flat.name: _part(flat).copy() for flat in self._flats}
 
     def layouts(self) -> list[ArrayLayout]:
         """The flat arrays and the tensors in them, the same on every rank."""
         return [
             ArrayLayout(
-                name=name,
-                file="model" if name == "parameters" else "optimizer",
-                dtype=array.dtype.name,  # type: ignore[arg-type]
-                size=array.size,
-                tensors=[
-                    TensorLayout(_tensor_name(name, slot.name), list(slot.shape), slot.offset)
-                    for slot in self._parameters.slots
-                ],
+                name=flat.name,
+                file=flat.file,
+                dtype=flat.values.dtype.name,  # type: ignore[arg-type]
+                size=flat.values.size,
+                tensors=flat.tensors,
             )
-            for name, array in self._arrays().items()
+            for flat in self._flats
         ]
 
     def capture(self) -> None:
-        """Copy this rank's slices aside. Until `pieces` has been sent, do not capture again."""
-        lo, hi = self._bounds
-        for name, array in self._arrays().items():
-            np.copyto(self._staging[name], array[lo:hi])
+        """Copy this rank's parts aside. Until `pieces` has been sent, do not capture again."""
+        for flat in self._flats:
+            np.copyto(self._staging[flat.name], _part(flat))
 
     def pieces(self, chunk_bytes: int) -> Iterator[tuple[str, int, memoryview]]:
-        """The captured slices as (array name, offset in elements, bytes), each at most `chunk_bytes` long."""
-        lo, _ = self._bounds
-        for name, array in self._staging.items():
+        """The captured parts as (array name, offset in elements, bytes), each at most `chunk_bytes` long."""
+        for flat in self._flats:
+            array = self._staging[flat.name]
             num_elements = max(1, chunk_bytes // array.itemsize)
             for start in range(0, array.size, num_elements):
-                yield name, lo + start, array[start : start + num_elements].data.cast("B")
+                # Bytes of any dtype: memoryview knows no float16 or bool of NumPy's.
+                piece = array[start : start + num_elements].view(np.uint8)
+                yield flat.name, flat.bounds[0] + start, piece.data
 
     def restore(
         self, model: Mapping[str, Array], optimizer: Mapping[str, Array], step: int, communicator: Communicator
@@ -71,32 +109,56 @@ class Snapshot:
 
         The other ranks pass empty mappings.
         """
-        for name, array in self._arrays().items():
+        for flat in self._flats:
             if communicator.rank == 0:
-                _fill(array, name, self._parameters, model if name == "parameters" else optimizer)
-            communicator.broadcast(array, root=0)
+                for tensor, part in _parts(flat):
+                    part[...] = (model if flat.file == "model" else optimizer)[tensor.name].reshape(-1)
+            communicator.broadcast(flat.values, root=0)
         self._optimizer.num_steps = step
+        if self._average is not None:
+            self._average.num_updates = step
         self._parameters.mark_changed()
+        self._buffers.begin()
 
     def check(self, model: Mapping[str, Array], optimizer: Mapping[str, Array]) -> None:
         """Raise CheckpointError unless the tensors are those of this model and optimizer."""
-        for name, array in self._arrays().items():
-            tensors = model if name == "parameters" else optimizer
-            for slot in self._parameters.slots:
-                tensor = tensors.get(_tensor_name(name, slot.name))
+        for flat in self._flats:
+            tensors = model if flat.file == "model" else optimizer
+            for layout, _ in _parts(flat):
+                tensor = tensors.get(layout.name)
                 got = "nothing" if tensor is None else f"{tensor.dtype.name} {tensor.shape}"
-                expected = f"{array.dtype.name} {slot.shape}"
+                expected = f"{flat.values.dtype.name} {tuple(layout.shape)}"
                 if got != expected:
                     raise CheckpointError(
-                        f"tensor {_tensor_name(name, slot.name)!r} of the checkpoint: expected {expected}, got {got}. "
+                        f"tensor {layout.name!r} of the checkpoint: expected {expected}, got {got}. "
                         "It was written by another model or optimizer"
                     )
 
+    def _parameter_tensors(self) -> list[TensorLayout]:
+        slots = {slot.name: slot for slot in self._parameters.slots}
+        names = {**{name: name for name in slots}, **self.tied}
+        return [TensorLayout(name, list(slots[first].shape), slots[first].offset) for name, first in names.items()]
 
-def _tensor_name(array: str, parameter: str) -> str:
-    return parameter if array == "parameters" else f"{parameter}.{array}"
+    def _state_tensors(self, state: str) -> list[TensorLayout]:
+        return [TensorLayout(f"{slot.name}.{state}", list(slot.shape), slot.offset) for slot in self._parameters.slots]
 
 
-def _fill(array: Array, name: str, parameters: FlatParameters, tensors: Mapping[str, Array]) -> None:
-    for slot in parameters.slots:
-        array[slot.offset : slot.offset + slot.size] = tensors[_tensor_name(name, slot.name)].reshape(-1)
+def _names(model: Module, parameters: FlatParameters, buffers: Buffers) -> tuple[dict[str, str], list[tuple[str, ...]]]:
+    """The further names of tied parameters with the one that they have a slot under, and all names of each buffer."""
+    by_tensor: dict[int, list[str]] = {}
+    for name, tensor in model.named_state():
+        by_tensor.setdefault(id(tensor), []).append(name)
+    all_names = {names[0]: tuple(names) for names in by_tensor.values()}
+    tied = {name: slot.name for slot in parameters.slots for name in all_names[slot.name][1:]}
+    return tied, [all_names[name] for name in buffers.names]
+
+
+def _part(flat: _Flat) -> Array:
+    lo, hi = flat.bounds
+    return flat.values[lo:hi]
+
+
+def _parts(flat: _Flat) -> Iterator[tuple[TensorLayout, Array]]:
+    for tensor in flat.tensors:
+        size = int(np.prod(tensor.shape))
+        yield tensor, flat.values[tensor.offset : tensor.offset + size]

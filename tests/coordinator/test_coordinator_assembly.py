@@ -122,6 +122,7 @@ def _layout(*tensors: m.TensorLayout, name: str = "a", size: int = 4) -> m.Array
         ([_layout(), _layout()], "array 'a' is announced twice"),
         ([_layout(m.TensorLayout("t", [5], 0))], r"elements \[0, 5\) lie outside array 'a' of 4"),
         ([_layout(m.TensorLayout("t", [2], 0), m.TensorLayout("u", [2], 1))], "'u'.* overlap"),
+        ([_layout(m.TensorLayout("t", [2], 0), m.TensorLayout("u", [1, 2], 0))], "'u'.* overlap"),
         ([_layout(m.TensorLayout("t", [2], 0), m.TensorLayout("t", [2], 2))], "tensor 't' of the model file"),
         ([_layout(size=2**60)], "more than the coordinator can hold"),
     ],
@@ -129,6 +130,16 @@ def _layout(*tensors: m.TensorLayout, name: str = "a", size: int = 4) -> m.Array
 def test_layouts_that_make_no_sense_are_named(arrays: list[m.ArrayLayout], problem: str) -> None:
     with pytest.raises(WireError, match=problem):
         Assembly(_begin(0, arrays=arrays), 2, 0.0)
+
+
+def test_tied_weights_are_one_tensor_under_two_names() -> None:
+    arrays = [_layout(m.TensorLayout("t", [2, 2], 0), m.TensorLayout("u", [2, 2], 0))]
+    assembly = Assembly(_begin(0, arrays=arrays, world_size=1), 1, 0.0)
+    payload = np.arange(4, dtype=np.float32)
+    assembly.chunk(m.CheckpointChunk("a", 0, "a", 0), payload, 0.0)
+    assert assembly.end(m.CheckpointEnd("a", 0), 0.0)
+    _, model, _ = assembly.result()
+    assert model["t"].tolist() == model["u"].tolist() == [[0, 1], [2, 3]]
 
 
 def test_what_is_missing_at_the_end_is_named() -> None:

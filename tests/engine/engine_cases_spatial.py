@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from engine_cases import Case, Drawn, numbers, positive_sides, seeds, sides
+from engine_cases import Case, Drawn, numbers, positive_sides, seeds, shapes, sides
 from hypothesis import strategies as st
 
 
@@ -125,6 +125,11 @@ def torch_batch_norm_eval(torch: Any, a: Any, mean: Any, variance: Any, *rest: A
     return output + affine[1].reshape(shape) if len(affine) > 1 else output
 
 
+def doubled(values: np.ndarray) -> np.ndarray:
+    """The total over two shards that have the same values."""
+    return 2 * values
+
+
 IMAGE, SIGNAL = np.ones((2, 4, 5, 6)), np.ones((2, 4, 6))
 KERNEL, FILTER = np.ones((6, 4, 3, 3)), np.ones((6, 4, 3))
 PLAIN = ((1, 1), ((0, 0), (0, 0)), (1, 1), 1)
@@ -221,5 +226,15 @@ CASES: dict[str, Case] = {
             ([np.ones(4), np.ones(4), np.ones(4)], (0.1,)),
             ([IMAGE, np.ones(4), np.ones(4, np.int64)], (0.1,)),
         ],
+    ),
+    "shard_sum": Case(
+        st.builds(
+            lambda shape, seed, copies: ([numbers(shape, seed)], (doubled if copies else None,)),
+            shapes,
+            seeds,
+            st.booleans(),
+        ),
+        lambda torch, a, total: a if total is None else 2 * a,
+        [([np.ones(3, np.int64)], (None,))],
     ),
 }

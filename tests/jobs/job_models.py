@@ -57,20 +57,32 @@ class Exiting(Slow):
         return super().forward(x)
 
 
-class Counting(Slow):
-    """Has state that every forward pass changes."""
-
-    def __init__(self, width: int, num_outputs: int) -> None:
-        super().__init__(width, num_outputs, 0.0)
-        self.count = nn.Buffer(np.zeros(1, np.float32))
-
-
 def exiting(input_shape, num_outputs):
     return Exiting(input_shape[0], num_outputs, 0.0)
 
 
-def counting(input_shape, num_outputs):
-    return Counting(input_shape[0], num_outputs)
+class Everything(nn.Module):
+    """Dropout, batch norm of a shard and over all shards, and weights that two layers share."""
+
+    def __init__(self, input_shape, num_outputs):
+        channels = input_shape[0]
+        self.first = nn.Conv2d(channels, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.third = nn.Conv2d(8, 8, 3, padding=1)
+        self.third.weight = self.second.weight
+        self.synced = nn.SyncBatchNorm(8)
+        self.dropout = nn.Dropout(0.2)
+        self.pool = nn.MaxPool2d(2)
+        self.head = nn.Linear(8 * input_shape[1] * input_shape[2] // 4, num_outputs)
+
+    def forward(self, x):
+        x = self.norm(self.first(x)).relu()
+        x = self.synced(self.third(self.second(x).relu()) + x).relu()
+        return self.head(self.dropout(self.pool(x).flatten(1)))
+
+
+everything = Everything
 
 
 def mixed(input_shape, num_outputs):

@@ -282,7 +282,6 @@ def test_bad_input_is_one_error_with_exit_code_2_and_nothing_is_written(run_ddp_
         ("job_models:too_few_outputs", "gives 9 outputs, but the data has 10 classes"),
         ("job_models:no_module", "expected a ddp_bp.nn.Module from it, got str"),
         ("job_models:missing", "has no function 'missing'"),
-        ("job_models:counting", "has buffers (count)"),
         ("job_models:mixed", "all parameters of a model take one dtype"),
         ("no_such_module:build", "No module named 'no_such_module'"),
     ],

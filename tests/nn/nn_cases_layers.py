@@ -210,6 +210,7 @@ LAYERS: dict[str, st.SearchStrategy[Trial]] = {
 }
 # Layers of our own.
 OURS: dict[str, st.SearchStrategy[Trial]] = {
+    "SyncBatchNorm": batch_norm(0, 2),
     "SinusoidalPositionalEncoding": positions(),
     "LearnedPositionalEncoding": positions(),
 }

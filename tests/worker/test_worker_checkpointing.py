@@ -13,16 +13,17 @@ import pytest
 
 from ddp_bp.checkpoint import Manifest
 from ddp_bp.errors import DeadlineError, DistributedError
-from ddp_bp.parallel.exchange import SliceExchange
 from ddp_bp.parallel.threads import run_ranks
 from ddp_bp.recipes import load_recipe
 from ddp_bp.wire import messages as m
+from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
 from ddp_bp.worker import checkpointing
 from ddp_bp.worker.assemble import assemble
 from ddp_bp.worker.checkpointing import Checkpointing
+from ddp_bp.worker.compose import compose
 from ddp_bp.worker.ledger import Ledger
+from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.progress import Progress
-from ddp_bp.worker.snapshot import Snapshot
 
 OVERRIDES = ("train.shards=4", "train.batch_size=64", "model.options.hidden=[40]", "optimizer.name=adam")
 CHAIN = "ab" * 32
@@ -49,8 +50,7 @@ def build(communicator, link: Link, progress: Progress | None = None) -> Checkpo
     recipe, base = load_recipe("digits", OVERRIDES)
     job = assemble(recipe, base, check_data=False)
     job.parameters.data[:] = np.arange(job.parameters.size)
-    exchange = SliceExchange(communicator, job.parameters.size, 4, job.parameters.dtype)
-    snapshot = Snapshot(job.parameters, job.optimizer, exchange.bounds)
+    snapshot = compose(communicator, job, PhaseClock(PHASE_BUCKETS_SECONDS), lambda error, step: None).snapshot
     ledger = Ledger(CHAIN, communicator.size)
     return Checkpointing(job, snapshot, progress or Progress(), ledger, communicator, link, "cd" * 32)  # type: ignore[arg-type]
 

@@ -14,13 +14,12 @@ import pytest
 
 from ddp_bp.engine.profiling import Call, Source
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.parallel.exchange import SliceExchange
 from ddp_bp.parallel.single import SingleCommunicator
 from ddp_bp.parallel.threads import run_ranks
 from ddp_bp.recipes import load_recipe
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS, PHASES
 from ddp_bp.worker.assemble import Job, assemble
-from ddp_bp.worker.compose import compose_step
+from ddp_bp.worker.compose import compose
 from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.profiling.graph import dot_text
 from ddp_bp.worker.profiling.measure import WARM_UP_STEPS, RankProfile, decode, encode, measure
@@ -64,9 +63,8 @@ def report(profiles: list[RankProfile]) -> Report:
 def test_the_profiled_steps_are_those_of_training_to_the_bit(size: int) -> None:
     plain = job_of()
     communicator = SingleCommunicator()
-    exchange = SliceExchange(communicator, plain.parameters.size, SHARDS, plain.parameters.dtype)
     clock = PhaseClock(PHASE_BUCKETS_SECONDS)
-    step = compose_step(communicator, plain, exchange, clock, lambda error, number: None)
+    step = compose(communicator, plain, clock, lambda error, number: None).step
     before = plain.parameters.data.tobytes()
     for number in range(WARM_UP_STEPS + STEPS):
         step.run(number)

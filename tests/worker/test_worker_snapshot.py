@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from worker_cases import Case, assert_same, build_rank, classes, network, outcome
 
-from ddp_bp import optim
+from ddp_bp import nn, optim
+from ddp_bp.data import ShardPlan
 from ddp_bp.errors import CheckpointError
 from ddp_bp.parallel.threads import run_ranks
-from ddp_bp.worker.snapshot import Snapshot
 
 CASE = Case(
     classes(34, 64),
@@ -26,7 +26,7 @@ def captured(case: Case, size: int, chunk_bytes: int) -> tuple[dict[str, np.ndar
 
     def run(communicator):
         rank = build_rank(communicator, case)
-        snapshot = Snapshot(rank.parameters, rank.optimizer, rank.exchange.bounds)
+        snapshot = rank.snapshot
         for step in range(NUM_STEPS):
             rank.step.run(step)
         snapshot.capture()
@@ -36,7 +36,7 @@ def captured(case: Case, size: int, chunk_bytes: int) -> tuple[dict[str, np.ndar
     outcomes = run_ranks(size, run)
     layouts = outcomes[0][0]
     assert all(other == layouts for other, _ in outcomes)
-    arrays = {layout.name: np.full(layout.size, np.nan, layout.dtype) for layout in layouts}
+    arrays = {layout.name: np.zeros(layout.size, layout.dtype) for layout in layouts}
     written = {layout.name: np.zeros(layout.size, int) for layout in layouts}
     for _, pieces in outcomes:
         for name, offset, content in pieces:
@@ -75,7 +75,7 @@ def test_a_round_trip_through_other_ranks_goes_on_with_the_same_bits(before: int
     def resume(communicator):
         rank = build_rank(communicator, dataclasses.replace(CASE, build=lambda: network(64, 50, 3)))
         rank.parameters.data.fill(7)
-        snapshot = Snapshot(rank.parameters, rank.optimizer, rank.exchange.bounds)
+        snapshot = rank.snapshot
         root = communicator.rank == 0
         if root:
             snapshot.check(model, optimizer)
@@ -108,7 +108,7 @@ def test_an_optimizer_without_state_is_only_its_parameters() -> None:
 def test_tensors_of_another_model_are_named() -> None:
     model, optimizer = captured(CASE, 1, 1 << 20)
     [rank] = run_ranks(1, lambda c: build_rank(c, CASE))
-    snapshot = Snapshot(rank.parameters, rank.optimizer, rank.exchange.bounds)
+    snapshot = rank.snapshot
     snapshot.check(model, optimizer)
 
     def problem(model_changes=None, optimizer_changes=None):
@@ -128,3 +128,81 @@ def test_tensors_of_another_model_are_named() -> None:
     )
     with pytest.raises(CheckpointError, match=r"'0\.weight\.exp_avg' .* got nothing"):
         snapshot.check(model, {})
+
+
+# ---- buffers, an average, and weights under two names
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        self.encoder = nn.Linear(64, 50)
+        self.norm = nn.BatchNorm1d(50)
+        self.hidden = nn.Linear(50, 64)
+        self.hidden.weight = self.decoder_weight = nn.Parameter(self.hidden.weight)
+        self.again = self.norm
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.head(self.hidden(self.norm(self.encoder(x)).tanh()) + 0.1 * self.again(self.encoder(x)).mean())
+
+
+RICH = dataclasses.replace(CASE, build=Tied, plan=ShardPlan(34, 17, 4, 7), ema_decay=0.5)
+
+
+def test_a_checkpoint_has_the_names_of_a_state_dict_with_tied_weights_and_buffers() -> None:
+    model, optimizer = captured(RICH, 2, 1000)
+    [rank] = run_ranks(1, lambda c: build_rank(c, RICH))
+    for step in range(NUM_STEPS):
+        rank.step.run(step)
+    state = rank.objective.model.state_dict()
+    assert model.keys() == state.keys() >= {"decoder_weight", "hidden.weight", "norm.running_var", "again.running_var"}
+    assert_same(model, {name: state[name] for name in model})
+    assert model["norm.num_batches_tracked"] == 2 * NUM_STEPS
+    assert rank.snapshot.tied == {
+        "hidden.weight": "decoder_weight",
+        "again.weight": "norm.weight",
+        "again.bias": "norm.bias",
+    }
+    assert {"norm.running_mean", "again.num_batches_tracked"} < set(rank.snapshot.buffer_names)
+    assert optimizer["encoder.weight.ema"].shape == (50, 64)
+    weights = {name: a for name, a in model.items() if name not in {*rank.snapshot.buffer_names, *rank.snapshot.tied}}
+    assert weights.keys() == rank.parameters.arrays().keys()
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2), (2, 1)])
+def test_buffers_and_averages_go_on_with_the_same_bits(before: int, after: int) -> None:
+    model, optimizer = captured(RICH, before, 4096)
+
+    def resume(communicator):
+        rank = build_rank(communicator, RICH)
+        root = communicator.rank == 0
+        if root:
+            rank.snapshot.check(model, optimizer)
+        rank.snapshot.restore(model if root else {}, optimizer if root else {}, NUM_STEPS, communicator)
+        restored = rank.state()
+        rank.step.run(NUM_STEPS)
+        with rank.update.evaluated_weights():
+            return restored, rank.parameters.data.copy(), rank.objective.model.state_dict()
+
+    def undisturbed(communicator):
+        rank = build_rank(communicator, RICH)
+        for step in range(NUM_STEPS):
+            rank.step.run(step)
+        at_capture = rank.state()
+        rank.step.run(NUM_STEPS)
+        with rank.update.evaluated_weights():
+            return at_capture, rank.parameters.data.copy(), rank.objective.model.state_dict()
+
+    [(at_capture, averaged, end)] = run_ranks(1, undisturbed)
+    for restored, resumed, state in run_ranks(after, resume):
+        assert_same(restored, at_capture)
+        assert resumed.tobytes() == averaged.tobytes()
+        assert_same(state, end)
+
+
+def test_buffers_of_another_model_are_named() -> None:
+    model, optimizer = captured(RICH, 1, 4096)
+    [rank] = run_ranks(1, lambda c: build_rank(c, RICH))
+    del model["norm.running_mean"]
+    with pytest.raises(CheckpointError, match=r"'norm\.running_mean' .* expected float32 \(50,\), got nothing"):
+        rank.snapshot.check(model, optimizer)

@@ -158,7 +158,7 @@ def test_any_number_of_ranks_gives_the_same_bits(case: Case) -> None:
             for result, other in zip(results, expected, strict=True):
                 assert (result.loss, result.weight, result.correct) == (other.loss, other.weight, other.correct)
                 assert result.shard_digests.tolist() == other.shard_digests.tolist()
-            lo, hi = rank.exchange.bounds
+            lo, hi = rank.bounds
             for name, state in rank.optimizer.state.items():
                 assert state[lo:hi].tobytes() == alone.optimizer.state[name][lo:hi].tobytes()
 

@@ -14,19 +14,22 @@ import zmq
 from ddp_bp import nn, optim
 from ddp_bp.data import Dataset, ShardPlan
 from ddp_bp.data.batches import Batches
+from ddp_bp.engine.buffers import Buffers
 from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.engine.random import random_stream
 from ddp_bp.optim import Optimizer
 from ddp_bp.parallel.agreement import Agreement
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.exchange import SliceExchange
-from ddp_bp.parallel.membership import shard_run
 from ddp_bp.wire import messages as m
 from ddp_bp.wire.codec import decode_from_worker, encode
 from ddp_bp.wire.phases import NUM_PHASE_BUCKETS, PHASE_BUCKETS_SECONDS
 from ddp_bp.worker.objective import Objective
 from ddp_bp.worker.phases import PhaseClock
+from ddp_bp.worker.shards import ShardComputation
+from ddp_bp.worker.snapshot import Snapshot
 from ddp_bp.worker.step import TrainingStep
+from ddp_bp.worker.update import Update
 
 DEADLINE_SECONDS = 10.0
 Result = TypeVar("Result")
@@ -65,6 +68,9 @@ class Case:
     optimizer: Callable[[FlatParameters], Optimizer] = lambda parameters: optim.SGD(parameters, lr=0.1)
     plan: ShardPlan = PLAN
     is_classification: bool = True
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    ema_decay: float | None = None
 
 
 @dataclass
@@ -72,15 +78,22 @@ class Rank:
     """The objects of one rank."""
 
     step: TrainingStep
+    update: Update
     parameters: FlatParameters
     optimizer: Optimizer
+    buffers: Buffers
+    average: optim.ExponentialMovingAverage | None
     objective: Objective
-    exchange: SliceExchange
+    snapshot: Snapshot
+    bounds: tuple[int, int]
     failures: list[tuple[Exception, int]] = field(default_factory=list)
 
     def state(self) -> dict[str, np.ndarray]:
         """A copy of everything that a step may change."""
         arrays = {"parameters": self.parameters.data, **self.optimizer.state}
+        if self.average is not None:
+            arrays |= self.average.state
+        arrays |= dict(zip(self.buffers.names, self.buffers.committed, strict=True))
         return {name: array.copy() for name, array in arrays.items()} | {"steps": np.array(self.optimizer.num_steps)}
 
 
@@ -98,20 +111,33 @@ def build_rank(
     parameters = FlatParameters(model.named_parameters())
     optimizer = case.optimizer(parameters)
     plan = case.plan
-    exchange = SliceExchange(communicator, parameters.size, plan.num_shards, parameters.dtype)
+    buffers = Buffers(model.named_buffers())
+    exchange = SliceExchange(communicator, parameters.size + buffers.size, plan.num_shards, parameters.dtype)
     failures: list[tuple[Exception, int]] = []
-    step = TrainingStep(
-        objective=objective,
-        batches=Batches(case.dataset, plan),
-        shards=shard_run(plan.num_shards, communicator.size, communicator.rank),
+    agreement, clock = Agreement(communicator, plan.num_shards, layout), PhaseClock(PHASE_BUCKETS_SECONDS)
+    average = None if case.ema_decay is None else optim.ExponentialMovingAverage(parameters, case.ema_decay)
+    update = Update(
         parameters=parameters,
+        buffers=buffers,
         optimizer=optimizer,
-        agreement=Agreement(communicator, plan.num_shards, layout),
         exchange=exchange,
-        clock=PhaseClock(PHASE_BUCKETS_SECONDS),
+        communicator=communicator,
+        clock=clock,
+        clip_norm=case.clip_norm,
+        clip_value=case.clip_value,
+        average=average,
+    )
+    batches = Batches(case.dataset, plan)
+    step = TrainingStep(
+        plan=plan,
+        shards=ShardComputation(objective, batches, parameters, buffers, agreement, communicator, clock),
+        update=update,
+        agreement=agreement,
+        clock=clock,
         on_failure=lambda error, step: failures.append((error, step)),
     )
-    return Rank(step, parameters, optimizer, objective, exchange, failures)
+    snapshot = Snapshot(model, parameters, optimizer, buffers, average, exchange.bounds, communicator.rank)
+    return Rank(step, update, parameters, optimizer, buffers, average, objective, snapshot, exchange.bounds, failures)
 
 
 class Broken(nn.Module):

@@ -18,6 +18,7 @@ from ddp_bp.engine.ops import (
     product,
     reduction,
     shaping,
+    shards,
     special,
     statistics,
     stepwise,
@@ -30,7 +31,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         operation.name: operation
         for module in (
             *(arithmetic, functions, reduction, shaping, product, losses, noise),
-            *(special, stepwise, statistics, indexing, joining, einsum, classification, divergence),
+            *(special, stepwise, statistics, indexing, joining, einsum, classification, divergence, shards),
             *LAYERS,
         )
         for operation in module.OPERATIONS

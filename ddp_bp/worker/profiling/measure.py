@@ -10,10 +10,9 @@ import msgspec
 from ddp_bp.engine.profiling import Call, ModuleCall, Span
 from ddp_bp.nn.profiling import profiled
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.parallel.exchange import SliceExchange
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
 from ddp_bp.worker.assemble import Job
-from ddp_bp.worker.compose import compose_step
+from ddp_bp.worker.compose import compose
 from ddp_bp.worker.failures import print_failure
 from ddp_bp.worker.phases import Phase, PhaseClock
 
@@ -71,8 +70,7 @@ def measure(communicator: Communicator, job: Job, num_steps: int) -> list[RankPr
         RankFailure: on a rank whose computation raised; RemoteError on the others. See `TrainingStep.run`.
     """
     rank, clock = communicator.rank, SpanClock()
-    exchange = SliceExchange(communicator, job.parameters.size, job.plan.num_shards, job.parameters.dtype)
-    step = compose_step(communicator, job, exchange, clock, lambda error, number: _show_failure(error, rank, number))
+    step = compose(communicator, job, clock, lambda error, number: _show_failure(error, rank, number)).step
     for number in range(WARM_UP_STEPS):
         step.run(number)
     clock.spans.clear()

@@ -1,0 +1,163 @@
+"""The second half of a step: from the sums over all shards to new parameters, each rank its own slice.
+
+Blocks of the slice go through once, unless something needs the whole gradient before any parameter may move: clipping
+by the norm, and optimizers that scale by norms of whole parameters (LARS, LAMB). Then the slice is summed first, the
+ranks put their parts of those norms side by side, and every rank adds them up in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ddp_bp.engine.buffers import Buffers
+from ddp_bp.engine.flat import FlatParameters
+from ddp_bp.optim import ExponentialMovingAverage, Optimizer
+from ddp_bp.optim.clip import clip_coefficient, clip_value_
+from ddp_bp.optim.layerwise import LayerwiseOptimizer
+from ddp_bp.optim.rows import ROW_ELEMENTS, row_square_sums
+from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.parallel.exchange import Exchange
+from ddp_bp.parallel.membership import clip_bounds
+from ddp_bp.worker.phases import Phase, PhaseClock
+
+Array = npt.NDArray[Any]
+
+
+class Update:
+    """Takes the step for the elements of this rank's slice. Construct and call on all ranks alike."""
+
+    def __init__(
+        self,
+        *,
+        parameters: FlatParameters,
+        buffers: Buffers,
+        optimizer: Optimizer,
+        exchange: Exchange,
+        communicator: Communicator,
+        clock: PhaseClock,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        average: ExponentialMovingAverage | None = None,
+    ) -> None:
+        """Vectors are (P + B,): parameters, and after them the buffers' moves. `average` follows the parameters.
+
+        clip_norm: the largest Euclidean norm of the mean gradient.
+        clip_value: the largest absolute value of an element of it.
+        """
+        self._parameters, self._buffers = parameters, buffers
+        self._optimizer, self._average = optimizer, average
+        self._exchange, self._communicator, self._clock = exchange, communicator, clock
+        self._clip_norm, self._clip_value = clip_norm, clip_value
+        # This rank's parameters, and the moves of buffers that it sums.
+        own = np.array(clip_bounds(exchange.bounds, 0, parameters.size), np.int64)
+        self._slices = np.empty((communicator.size, 2), np.int64)
+        communicator.allgather(own, self._slices)
+        self._lo, self._hi = own.tolist()
+        self._moves = np.zeros(buffers.size, parameters.dtype)
+        needs_norms = clip_norm is not None or isinstance(optimizer, LayerwiseOptimizer)
+        self._gradient = np.empty(self._hi - self._lo, parameters.dtype) if needs_norms else None
+        self.squared_norm = math.nan
+        """This rank's part of the squared norm of the last mean gradient, before clipping."""
+
+    def take_step(self, partials: list[Array], weight: float, num_filled_shards: int) -> None:
+        """Update parameters, optimizer state, average and buffers. Collective.
+
+        `partials`: what this rank's shards sum up to; `weight`: the number that the loss is averaged over;
+        `num_filled_shards`: how many shards have samples, and so take part in the mean of the buffers.
+        """
+        scale = 1.0 / weight if weight else 0.0
+        self.squared_norm = 0.0
+
+        def take(lo: int, hi: int, total: Array) -> None:
+            self._clock.lap(Phase.EXCHANGE)
+            num_gradient = max(0, min(hi, self._parameters.size) - lo)
+            gradient, moves = total[:num_gradient], total[num_gradient:]
+            if moves.size:
+                start = lo + num_gradient - self._parameters.size
+                np.divide(moves, max(num_filled_shards, 1), out=self._moves[start : start + moves.size])
+            if gradient.size:
+                gradient *= scale
+                self.squared_norm += float(np.dot(gradient, gradient))
+                if self._clip_value is not None:
+                    clip_value_(gradient, self._clip_value)
+                if self._gradient is None:
+                    self._update_block(lo, lo + num_gradient, gradient)
+                else:
+                    self._gradient[lo - self._lo : lo - self._lo + num_gradient] = gradient
+            self._clock.lap(Phase.OPTIMIZER)
+
+        self._exchange.reduce(partials, take)
+        if self._gradient is not None:
+            self._update_slice(self._gradient)
+        self._optimizer.advance()
+        if self._average is not None:
+            self._average.advance()
+        self._exchange.publish(self._parameters.data)
+        self._parameters.mark_changed()
+        if self._buffers.size:
+            self._exchange.publish(self._moves, self._parameters.size)
+            self._buffers.commit(self._moves)
+        self._clock.lap(Phase.EXCHANGE)
+
+    @contextmanager
+    def evaluated_weights(self) -> Iterator[None]:
+        """Within the block the parameters are those to be evaluated: their average, if one is kept. Collective."""
+        if self._average is None:
+            yield
+            return
+        self._exchange.publish(self._average.state["ema"])
+        with self._average.applied():
+            yield
+
+    def _update_block(self, lo: int, hi: int, gradient: Array, norms: npt.NDArray[np.float64] | None = None) -> None:
+        if isinstance(self._optimizer, LayerwiseOptimizer):
+            self._optimizer.update(lo, hi, gradient, norms)
+        else:
+            self._optimizer.update(lo, hi, gradient)
+        if self._average is not None:
+            self._average.update(lo, hi)
+
+    def _update_slice(self, gradient: Array) -> None:
+        """The step where it takes norms over all slices first."""
+        lo, hi = self._lo, self._hi
+        if self._clip_norm is not None:
+            gradient *= clip_coefficient(self._norm(gradient), self._clip_norm)
+        norms = None
+        if isinstance(self._optimizer, LayerwiseOptimizer):
+            norms = self._layer_norms(self._optimizer, gradient)
+        if lo < hi:
+            self._update_block(lo, hi, gradient, norms)
+        self._clock.lap(Phase.OPTIMIZER)
+
+    def _norm(self, gradient: Array) -> float:
+        """The Euclidean norm of the gradient of all slices, the same bits for any number of them."""
+        edges = -(-self._slices // ROW_ELEMENTS)
+        sums = np.zeros(edges[-1, 1])
+        first, last = edges[self._communicator.rank]
+        if first < last:
+            sums[first:last] = row_square_sums(gradient, self._lo)
+        self._gather(sums, edges)
+        return math.sqrt(float(sums.sum()))
+
+    def _layer_norms(self, optimizer: LayerwiseOptimizer, gradient: Array) -> npt.NDArray[np.float64]:
+        """Norms of each parameter and of its direction; the direction of this slice is left in `gradient`."""
+        edges = np.array([optimizer.partial_bounds(lo, hi) for lo, hi in self._slices])
+        partials = np.zeros((optimizer.num_partials, 2))
+        first, last = edges[self._communicator.rank]
+        if first < last:
+            partials[first:last] = optimizer.norm_partials(self._lo, self._hi, gradient)
+        self._gather(partials.reshape(-1), 2 * edges)
+        return optimizer.norms(partials)
+
+    def _gather(self, values: npt.NDArray[np.float64], edges: npt.NDArray[Any]) -> None:
+        """Complete `values` in place, of which rank r has written `edges[r]` = first, last. Collective."""
+        self._clock.lap(Phase.OPTIMIZER)
+        if self._communicator.size > 1:
+            self._communicator.allgather_slices(values, [(int(first), int(last)) for first, last in edges])
+        self._clock.lap(Phase.EXCHANGE)
