@@ -122,7 +122,7 @@ def signature_of(function: Any) -> dict[str, inspect.Parameter] | None:
 
 def test_functions_and_losses_take_pytorchs_arguments_and_defaults() -> None:
     pairs = [(getattr(nn, case.name), getattr(torch.nn, case.name)) for case in loss_cases.CASES]
-    for name in nn.functional.__all__:
+    for name in set(nn.functional.__all__) - {"shard_sum", "sync_batch_norm"}:
         pairs.append((getattr(nn.functional, name), getattr(torch.nn.functional, name)))
     for ours, theirs in pairs:
         wanted = signature_of(theirs)
