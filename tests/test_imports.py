@@ -16,7 +16,7 @@ PACKAGE = REPOSITORY / "ddp_bp"
 # What each room needs besides the standard library and ddp_bp. What is not here belongs in another room.
 LIBRARIES = {
     "engine": {"numpy"},
-    "nn": {"numpy"},
+    "nn": {"numpy", "msgspec"},
     "optim": {"numpy"},
     "data": {"numpy"},
     "parallel": {"numpy", "mpi4py"},

@@ -19,7 +19,9 @@ from ddp_bp.cli.ranks import run_as_rank
 from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.recipes import Recipe, load_recipe
+from ddp_bp.recipes.schema import resolve
 from ddp_bp.worker.assemble import Job, assemble
+from ddp_bp.worker.factory import model_problems
 from ddp_bp.worker.failures import together
 from ddp_bp.worker.profiling.measure import RankProfile, decode, encode, measure
 
@@ -101,9 +103,8 @@ def profile(
 
 
 def _assemble(name: str, overrides: tuple[str, ...], world_size: int) -> tuple[Start, Job]:
-    recipe, base = load_recipe(name, overrides)
-    train = msgspec.structs.replace(recipe.train, shards=recipe.train.shards or world_size)
-    recipe = msgspec.structs.replace(recipe, train=train)
+    recipe, base = load_recipe(name, overrides, model_problems)
+    recipe = resolve(recipe, world_size, None)
     return Start(recipe, str(base)), assemble(recipe, base, check_data=True, cache=user_cache())
 
 

@@ -116,7 +116,7 @@ def summary_line(run_dir: Path) -> str:
 
 
 def summary_table(run_dir: Path, summary: dict[str, Any]) -> None:
-    """The closing table: what came out, and where it lies."""
+    """The closing table: what came out, and where it lies; after it the text that a model has written."""
     accuracy, loss = summary.get("eval_accuracy"), summary.get("eval_loss")
     rows: list[tuple[str, object]] = [
         ("steps", f"{summary['steps']:,} ({summary['epochs']:g} epochs, {summary['samples']:,} samples)"),
@@ -132,3 +132,5 @@ def summary_table(run_dir: Path, summary: dict[str, Any]) -> None:
         ("summary", str(run_dir / "summary.json")),
     ]
     print_table(("result", ""), [(name, value) for name, value in rows if value is not None])
+    if "sample" in summary:
+        print(f"\nwritten by the trained model:\n\n{summary['sample']}")

@@ -5,11 +5,10 @@ It checks names, types and limits; whether the data and the model fit is found o
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import tomllib
-import typing
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from typing import Any
 import msgspec
 
 from ddp_bp.errors import RecipeError
-from ddp_bp.recipes.schema import Recipe, Section
+from ddp_bp.recipes.schema import ModelSection, Recipe
+from ddp_bp.recipes.section import Section
+from ddp_bp.recipes.wording import convert, nearest, unknown
 
 # What `tomllib` raises: TOMLDecodeError is a ValueError, and so is what an integer of thousands of digits gives.
 _NOT_TOML = (ValueError, RecursionError)
@@ -29,12 +30,18 @@ def packaged_recipes() -> tuple[str, ...]:
     return tuple(sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml")))
 
 
-def load_recipe(name_or_path: str, overrides: tuple[str, ...] = ()) -> tuple[Recipe, Path]:
+def load_recipe(
+    name_or_path: str,
+    overrides: tuple[str, ...] = (),
+    check_model: Callable[[ModelSection, Path], list[str]] | None = None,
+) -> tuple[Recipe, Path]:
     """Read and validate a recipe.
 
     Args:
         name_or_path: a packaged name (`digits`), or the path of a TOML file: what has a slash or ends in `.toml`.
         overrides: `section.key=value`, the value written as in TOML; what is not TOML counts as a plain string.
+        check_model: gives the problems of a model section that is right as far as this room can tell, so that they
+            are reported together with those of other sections; relative names start at the folder.
 
     Returns:
         The recipe and the folder that relative paths in it start from.
@@ -51,6 +58,9 @@ def load_recipe(name_or_path: str, overrides: tuple[str, ...] = ()) -> tuple[Rec
     problems = [problem for text in overrides if (problem := _override(table, text))]
     recipe, found = validate(table)
     problems += found
+    if check_model is not None:
+        model = _convert(ModelSection, table.get("model", {}), "model.", [])
+        problems += [] if model is None else check_model(model, base)
     if problems or recipe is None:
         raise RecipeError(f"recipe {name_or_path}", problems)
     return recipe, base
@@ -90,7 +100,7 @@ def _read(name_or_path: str) -> tuple[str, Path]:
         raise RecipeError(
             f"recipe {name_or_path}",
             [
-                f"unknown recipe{_nearest(name_or_path, names)}; packaged: {', '.join(names)}; "
+                f"unknown recipe{nearest(name_or_path, names)}; packaged: {', '.join(names)}; "
                 "or give the path of a .toml file"
             ],
         )
@@ -118,47 +128,37 @@ def _override(table: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def _convert(struct: type[Any], table: dict[str, Any], prefix: str, problems: list[str]) -> Any:
+def _convert(struct: type[Section] | type[Recipe], table: Any, prefix: str, problems: list[str]) -> Any:
     """Build `struct` from `table` field by field, so that one wrong key does not hide the next; None on any problem.
 
     A section's conflicts are looked for once its own keys are right: before, they might only repeat a misspelt name.
     """
+    if not isinstance(table, dict):
+        problems.append(f"{prefix.removesuffix('.')}: expected a section, got {table!r}")
+        return None
     num_before = len(problems)
     fields = {field.name: field for field in msgspec.structs.fields(struct)}
     kind = "key" if prefix else "section"
-    problems += [
-        f"{prefix}{key}: unknown {kind}{_nearest(key, fields) or '; known: ' + ', '.join(fields)}"
-        for key in table
-        if key not in fields
-    ]
+    problems += [f"{prefix}{key}: unknown {kind}{unknown(key, fields)}" for key in table if key not in fields]
     values: dict[str, Any] = {}
     for name, field in fields.items():
         path = prefix + name
         if isinstance(field.type, type) and issubclass(field.type, Section):
-            section = table.get(name, {})
-            if isinstance(section, dict):
-                values[name] = _convert(field.type, section, f"{path}.", problems)
-            else:
-                problems.append(f"{path}: expected a section, got {section!r}")
+            values[name] = _convert(field.type, table.get(name, {}), f"{path}.", problems)
             continue
         if name not in table:
             continue
         if not _is_storable(table[name]):
             problems.append(f"{path}: expected finite numbers, and dates as strings, got {table[name]!r}")
             continue
-        try:
-            values[name] = msgspec.convert(table[name], type=field.type)
-        except msgspec.ValidationError as error:
-            choices = typing.get_args(field.type) if typing.get_origin(field.type) is typing.Literal else ()
-            expected = f"expected one of {', '.join(choices)}" if choices else _plain(str(error))
-            near = _nearest(str(table[name]), choices)
-            problems.append(f"{path}: {expected}, got {table[name]!r}{near}")
+        values[name], problem = convert(table[name], field.type)
+        if problem is not None:
+            problems.append(f"{path}: {problem}")
     if len(problems) > num_before:
         return None
     made = struct(**values)
-    if isinstance(made, Section):
-        problems += made.conflicts()
-    return made
+    problems += made.conflicts()
+    return made if len(problems) == num_before else None
 
 
 def _is_storable(value: Any) -> bool:
@@ -177,28 +177,3 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-_TOML_TERMS = (
-    (" | null`", "`"),
-    ("`str`", "a string"),
-    ("`int`", "a whole number"),
-    ("`float`", "a number"),
-    ("`bool`", "true or false"),
-    ("`array`", "an array"),
-    ("`object`", "a table"),
-)
-
-
-def _plain(message: str) -> str:
-    """msgspec's message as part of a sentence: without its path and with a small first letter."""
-    text = message.split(" - at ")[0].split(", got")[0]
-    for theirs, ours in _TOML_TERMS:
-        text = text.replace(theirs, ours)
-    return text[:1].lower() + text[1:]
-
-
-def _nearest(name: str, known: Any) -> str:
-    """` (did you mean ...?)`, or nothing if no known name is near."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

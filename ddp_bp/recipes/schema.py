@@ -12,23 +12,18 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-# Counts and seeds fit into 64 signed bits, as in the ledger, in messages and in keys of random streams.
-_LARGEST = 2**63 - 1
+from ddp_bp.recipes.optimization import LossSection, OptimizerSection, ScheduleSection
+from ddp_bp.recipes.section import (
+    Count,
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    exactly_one,
+)
 
-PositiveInt = Annotated[int, Meta(ge=1, le=_LARGEST)]
-Count = Annotated[int, Meta(ge=0, le=_LARGEST)]
-PositiveFloat = Annotated[float, Meta(gt=0)]
-NonNegativeFloat = Annotated[float, Meta(ge=0)]
-Fraction = Annotated[float, Meta(ge=0, lt=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
-
-
-class Section(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of the sections."""
-
-    def conflicts(self) -> list[str]:
-        """Problems that no single key shows, one line each."""
-        return []
 
 
 class ModelSection(Section, frozen=True, kw_only=True):
@@ -39,10 +34,10 @@ class ModelSection(Section, frozen=True, kw_only=True):
 
     name: str | None = None
     factory: str | None = None
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def conflicts(self) -> list[str]:
-        return _exactly_one("model", ("name", self.name), ("factory", self.factory))
+        return exactly_one("model", ("name", self.name), ("factory", self.factory))
 
 
 class NormalizeSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,11 +78,15 @@ class DataSection(Section, frozen=True, kw_only=True):
     augment: AugmentSection = AugmentSection()
 
     def conflicts(self) -> list[str]:
-        return _exactly_one("data", ("name", self.name), ("path", self.path))
+        return exactly_one("data", ("name", self.name), ("path", self.path))
 
 
 class TrainSection(Section, frozen=True, kw_only=True):
-    """`[train]`: how long, in which batches, cut into how many shards. `batch_size` is the global batch."""
+    """`[train]`: how long, in which batches, cut into how many shards. `batch_size` is the global batch.
+
+    `ema_decay`: evaluate and keep an exponential moving average of the weights, which moves by 1 - `ema_decay` of the
+    difference after each step.
+    """
 
     epochs: PositiveInt = 1
     max_steps: PositiveInt | None = None
@@ -99,36 +98,22 @@ class TrainSection(Section, frozen=True, kw_only=True):
     eval_batch_size: PositiveInt = 256
 
 
-class OptimizerSection(Section, frozen=True, kw_only=True):
-    """`[optimizer]`: which optimizer, with PyTorch's argument names."""
+class SampleSection(Section, frozen=True, kw_only=True):
+    """`[sample]`: for text, what the trained model writes when training has ended.
 
-    name: Literal["sgd", "adam", "adamw"] = "adam"
-    lr: PositiveFloat = 1e-3
-    momentum: Fraction | None = None
-    dampening: Fraction | None = None
-    nesterov: bool | None = None
-    betas: tuple[Fraction, Fraction] | None = None
-    eps: PositiveFloat | None = None
-    weight_decay: NonNegativeFloat | None = None
-    amsgrad: bool | None = None
-    clip_norm: PositiveFloat | None = None
-    clip_value: PositiveFloat | None = None
+    characters: how many; none unless it is set.
+    prompt: what it goes on from. By default a new line, which the sample then does not show.
+    temperature: logits are divided by it before a character is drawn; 0 takes the likeliest one.
+    """
 
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for the optimizer's class: those that the recipe names, besides `lr`."""
-        keys = OPTIMIZER_ARGUMENTS[self.name]
-        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+    characters: PositiveInt | None = None
+    prompt: Annotated[str, Meta(min_length=1)] | None = None
+    temperature: NonNegativeFloat = 1.0
 
     def conflicts(self) -> list[str]:
-        allowed = OPTIMIZER_ARGUMENTS[self.name]
-        problems = [
-            f"optimizer.{key}: does not apply to optimizer {self.name!r}, which takes lr, {', '.join(allowed)}"
-            for key in sorted({key for keys in OPTIMIZER_ARGUMENTS.values() for key in keys})
-            if key not in allowed and getattr(self, key) is not None
-        ]
-        if self.nesterov and (not self.momentum or self.dampening):
-            problems.append("optimizer.nesterov: needs optimizer.momentum above 0 and optimizer.dampening 0")
-        return problems
+        if self.characters is None and self != SampleSection():
+            return ["sample.characters: a sample needs it"]
+        return []
 
 
 class CheckpointSection(Section, frozen=True, kw_only=True):
@@ -160,16 +145,23 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
+    loss: LossSection = LossSection()
     optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    sample: SampleSection = SampleSection()
     checkpoint: CheckpointSection = CheckpointSection()
     coordinator: CoordinatorSection = CoordinatorSection()
 
+    def conflicts(self) -> list[str]:
+        """Problems that no single section shows, one line each."""
+        problems = []
+        if self.schedule.name == "plateau" and not self.train.eval_every_epochs:
+            problems.append("schedule.name: 'plateau' needs evaluations: train.eval_every_epochs above 0")
+        takes = self.optimizer.takes[self.optimizer.name]
+        if self.schedule.cycle_momentum and "momentum" not in takes and "betas" not in takes:
+            problems.append(f"schedule.cycle_momentum: optimizer {self.optimizer.name!r} has no momentum")
+        return problems
 
-OPTIMIZER_ARGUMENTS = {
-    "sgd": ("momentum", "dampening", "nesterov", "weight_decay"),
-    "adam": ("betas", "eps", "weight_decay", "amsgrad"),
-    "adamw": ("betas", "eps", "weight_decay", "amsgrad"),
-}
 
 # What may differ between the first start of a run and a resume: how long, when to save, and where to listen. Anything
 # else would make it another run, whose bits could not be the same.
@@ -178,35 +170,53 @@ CHANGEABLE = (
     "train.epochs",
     "train.max_steps",
     "train.eval_every_epochs",
+    "sample",
     "checkpoint",
     "coordinator",
 )
 
 
+def resolve(recipe: Recipe, world_size: int, stored: Recipe | None) -> Recipe:
+    """`recipe` with the keys set that depend on the first start of a run, of which `stored` is the recipe, if any.
+
+    These are the number of shards, by default `world_size`, and how long the schedule is, by default as the training.
+    """
+    shards = recipe.train.shards or (stored.train.shards if stored else world_size)
+    schedule = recipe.schedule
+    if schedule.has_length and schedule.epochs is None and schedule.max_steps is None:
+        first = stored.schedule if stored and stored.schedule.name == schedule.name else None
+        schedule = msgspec.structs.replace(
+            schedule,
+            epochs=first.epochs if first else float(recipe.train.epochs),
+            max_steps=first.max_steps if first else recipe.train.max_steps,
+        )
+    train = msgspec.structs.replace(recipe.train, shards=shards)
+    return msgspec.structs.replace(recipe, train=train, schedule=schedule)
+
+
 def differences(first: Recipe, second: Recipe) -> list[str]:
     """The keys, other than the changeable ones, in which two recipes differ: `key: first -> second`, one line each."""
-    a, b = _flatten(msgspec.to_builtins(first)), _flatten(msgspec.to_builtins(second))
+    a, b = _fixed(first), _fixed(second)
     keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
-    return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in keys if not _is_changeable(key)]
+    return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in keys]
 
 
 def identity(recipe: Recipe) -> str:
     """A short digest of what makes a run the run that it is: all keys but the changeable ones. 16 hex digits."""
-    flat = _flatten(msgspec.to_builtins(recipe))
-    fixed = sorted((key, repr(value)) for key, value in flat.items() if not _is_changeable(key))
+    fixed = sorted((key, repr(value)) for key, value in _fixed(recipe).items())
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
 
 
-def _exactly_one(section: str, *keys: tuple[str, object]) -> list[str]:
-    given = [name for name, value in keys if value is not None]
-    if len(given) == 1:
-        return []
-    expected = " and ".join(f"{section}.{name}" for name, _ in keys)
-    return [f"{section}: expected exactly one of {expected}, got {'both' if given else 'neither'}"]
-
-
-def _is_changeable(key: str) -> bool:
-    return any(key == prefix or key.startswith(prefix + ".") for prefix in CHANGEABLE)
+def _fixed(recipe: Recipe) -> dict[str, Any]:
+    """All keys but the changeable ones, with their values."""
+    # A plateau is found by evaluations, so that leaving some out would be another run.
+    kept = {"train.eval_every_epochs"} if recipe.schedule.name == "plateau" else set()
+    flat = _flatten(msgspec.to_builtins(recipe))
+    return {
+        key: value
+        for key, value in flat.items()
+        if key in kept or not any(key == prefix or key.startswith(prefix + ".") for prefix in CHANGEABLE)
+    }
 
 
 def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -71,9 +71,10 @@ class Evaluation:
         verdict = self._agreement.agree(step, status=Status.FAILED if failure else Status.READY)
         raise_together(verdict, failure, f"during the evaluation after step {step}")
         num_samples = self._dataset.num_samples
+        num_answers = self._objective.num_answers(num_samples, verdict.weight)
         return EvaluationResult(
             loss=verdict.loss / verdict.weight if verdict.weight else float("nan"),
-            accuracy=verdict.correct / num_samples if has_accuracy and num_samples else None,
+            accuracy=verdict.correct / num_answers if has_accuracy and num_answers else None,
             num_samples=num_samples,
             seconds=perf_counter() - began,
         )

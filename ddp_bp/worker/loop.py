@@ -87,6 +87,7 @@ class TrainingLoop:
         self._reporter.send("train", self._epoch(), self._scalars())
         stopped_by: Request | None = None
         while stopped_by is None and self._progress.step < self._job.total_steps:
+            self._job.schedule.apply(self._progress.step)
             result = self._step.run(self._progress.step, self._requests())
             self._commit(result)
             requests = Request(result.requests)
@@ -138,7 +139,12 @@ class TrainingLoop:
         num_samples = self._job.plan.batch_size_at(step_in_epoch)
         self._ledger.commit(self._progress.step, epoch, num_samples, result.shard_digests)
         self._progress.commit(
-            result.loss, result.weight, result.correct, num_samples, first_in_epoch=step_in_epoch == 0
+            result.loss,
+            result.weight,
+            result.correct,
+            num_samples,
+            self._job.objective.num_answers(num_samples, result.weight),
+            first_in_epoch=step_in_epoch == 0,
         )
         self._gradient_norm = result.previous_gradient_norm
         self._reporter.count(num_samples if self._communicator.rank == 0 else self._step.num_own_samples)
@@ -159,6 +165,10 @@ class TrainingLoop:
         epochs = self._progress.step // self._job.plan.steps_per_epoch
         if every and epochs % every == 0:
             self._evaluate()
+            # Not where training ends within an epoch: if it is prolonged, that evaluation has not been.
+            if self._progress.eval_loss is not None:
+                self._job.schedule.evaluated(self._progress.eval_loss)
+                self._progress.schedule = self._job.schedule.state()
         self._announce(self._line(epochs))
 
     def _evaluate(self) -> None:

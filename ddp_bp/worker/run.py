@@ -35,6 +35,7 @@ from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.progress import Progress
 from ddp_bp.worker.reporter import Reporter
 from ddp_bp.worker.rundir import recipe_sha256
+from ddp_bp.worker.sampling import write_sample
 from ddp_bp.worker.snapshot import Snapshot
 
 WELCOME_SECONDS = 30.0
@@ -132,7 +133,8 @@ class _Run:
         # What is not finite is found by the step itself, which says where; NumPy's warnings would come first.
         with _stop_signals(self._loop.request_stop), np.errstate(all="ignore"):
             outcome = self._loop.run()
-            together(self._communicator, lambda: self._finish(outcome))
+            sample = together(self._communicator, self._sample) if outcome.stopped_by is None else None
+            together(self._communicator, lambda: self._finish(outcome, sample))
         if outcome.stopped_by is None:
             return 0
         return 143 if outcome.stopped_by & Request.STOP_BY_SIGTERM else 130
@@ -158,16 +160,24 @@ class _Run:
             progress.step,
             self._communicator,
         )
+        self._job.schedule.restore(progress.schedule)
         return progress, chain or genesis
 
     def _show_failure(self, error: BaseException, step: int) -> None:
         self._reporter.failure(error, print_failure(error, self._communicator.rank, step))
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _sample(self) -> str | None:
+        """What rank 0 has the trained model write, if the recipe asks for it."""
+        if self._communicator.rank != 0:
+            return None
+        job = self._job
+        return write_sample(job.objective.model, job.recipe.sample, job.data, job.plan.seed, self._progress.step)
+
+    def _finish(self, outcome: Outcome, sample: str | None) -> None:
         """Rank 0 hands in the summary and waits until it is on the disk."""
         if self._communicator.rank != 0:
             return
-        self._link.post(Finished(0, self._summary(outcome)))
+        self._link.post(Finished(0, self._summary(outcome, sample)))
         reply = self._link.wait(
             lambda message: message if isinstance(message, Acknowledged) and message.of == "finished" else None,
             SILENCE_SECONDS,
@@ -176,7 +186,7 @@ class _Run:
         if not reply.ok:
             raise DistributedError(f"the summary of the run was not saved: {reply.message}")
 
-    def _summary(self, outcome: Outcome) -> dict[str, Any]:
+    def _summary(self, outcome: Outcome, sample: str | None) -> dict[str, Any]:
         job, progress = self._job, self._progress
         rate = outcome.num_samples / outcome.seconds if outcome.seconds else 0.0
         return {
@@ -194,6 +204,7 @@ class _Run:
             "samples_per_second": round(rate, 3),
             "recoveries": 0,
             "resumed_from_step": self._resumed_from_step,
+            **({} if sample is None else {"sample": sample}),
         }
 
 

@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from ddp_bp.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from ddp_bp.errors import CheckpointError, InputError, RecipeError
 from ddp_bp.recipes.load import decode, encode
-from ddp_bp.recipes.schema import Recipe, differences, identity
+from ddp_bp.recipes.schema import Recipe, differences, identity, resolve
 from ddp_bp.worker.assemble import Job, versions
 
 RECIPE_FILE = "recipe.json"
@@ -45,7 +44,7 @@ class RunDirectory:
         return (self.path / RECIPE_FILE).exists()
 
     def resolve(self, recipe: Recipe, world_size: int) -> Recipe:
-        """`recipe` with its number of shards: its own, else that of the run already here, else the world size.
+        """`recipe` with what the first start fixes: its own values, else those of the run already here, else defaults.
 
         Raises:
             InputError: the path is something else than a run directory or an empty folder.
@@ -59,9 +58,9 @@ class RunDirectory:
                         f"run directory {self.path}: expected an empty folder, a new one, or one of an earlier run; "
                         f"this one has no {RECIPE_FILE}"
                     )
-                return _with_shards(recipe, recipe.train.shards or world_size)
+                return resolve(recipe, world_size, None)
             stored = decode(source.read_bytes(), str(source))
-        resolved = _with_shards(recipe, recipe.train.shards or stored.train.shards or world_size)
+        resolved = resolve(recipe, world_size, stored)
         changed = differences(stored, resolved)
         if changed:
             raise RecipeError(
@@ -185,7 +184,3 @@ def describe_environment(**more: Any) -> dict[str, Any]:
         "executable": sys.executable,
         **more,
     }
-
-
-def _with_shards(recipe: Recipe, shards: int) -> Recipe:
-    return msgspec.structs.replace(recipe, train=msgspec.structs.replace(recipe.train, shards=shards))

@@ -180,6 +180,33 @@ def test_ports_are_tried_where_the_coordinator_will_listen() -> None:
         check_ports(recipe("coordinator.host=nowhere.invalid"))
 
 
+@pytest.mark.parametrize("command", [["train", "--run-dir", "run"], ["profile"], ["worker", "--run-dir", "run"]])
+def test_all_mistakes_of_a_recipe_are_one_message(run_ddp_bp, tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "own.toml").write_text(
+        """
+        model = { name = "mlp", options = { activation = "rleu", dropout = 1.5, hidden = [8, 0], depth = 2 } }
+        [data]
+        name = "digits"
+        [train]
+        epoch = 3
+        [optimizer]
+        lr = 0
+        """
+    )
+    result = run_ddp_bp(*command, "own.toml", cwd=tmp_path, PYTHONDONTWRITEBYTECODE="1")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines() == [
+        "ddp-bp: recipe own.toml cannot be used:",
+        "  train.epoch: unknown key (did you mean 'epochs'?)",
+        "  optimizer.lr: expected a number > 0, got 0",
+        "  model.options.activation: expected one of relu, sigmoid, tanh, got 'rleu' (did you mean 'relu'?)",
+        "  model.options.dropout: expected a number < 1, got 1.5",
+        "  model.options.hidden: expected a whole number >= 1 at [1], got [8, 0]",
+        "  model.options.depth: unknown option of mlp; known: activation, dropout, hidden",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["own.toml"]
+
+
 @pytest.mark.parametrize("host", LOOPBACKS)
 def test_ports_of_either_ip_version(host: str) -> None:
     taken = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ddp_bp.errors import RecipeError
 from ddp_bp.recipes import Recipe, load_recipe, packaged_recipes
 from ddp_bp.recipes.load import decode, encode, validate
+from ddp_bp.recipes.schema import ModelSection
 
 GOOD: dict[str, Any] = {"model": {"name": "mlp"}, "data": {"name": "digits"}}
 
@@ -127,8 +128,9 @@ def test_every_problem_of_a_recipe_is_reported_at_once_with_its_path(tmp_path: P
             "train.batch_size: expected a whole number, got 2.5",
             "train.seed: expected a whole number, got 'one'",
             "optimizer.lrr: unknown key (did you mean 'lr'?)",
-            "optimizer.name: expected one of sgd, adam, adamw, got 'adamm' (did you mean 'adam'?)",
-            "optimizer.lr: expected a number > 0.0, got -1.0",
+            "optimizer.name: expected one of sgd, adam, adamw, rmsprop, adagrad, adadelta, nadam, lion, lars, lamb, "
+            "got 'adamm' (did you mean 'adam'?)",
+            "optimizer.lr: expected a number > 0, got -1.0",
             "optimizer.betas: expected an array of length 2, got [0.9]",
             "checkpoint.keep_best: expected true or false, got 1",
             "coordinator.http_port: expected a whole number <= 65535, got 65536",
@@ -143,7 +145,7 @@ def test_conflicts_of_one_section_are_reported_beside_the_problems_of_another() 
         "train": {"epoch": 3},
         "optimizer": {"name": "sgd", "betas": [0.9, 0.99], "eps": 1e-8, "nesterov": True},
     }
-    others = "does not apply to optimizer 'sgd', which takes lr, momentum, dampening, nesterov, weight_decay"
+    others = "does not apply to optimizer 'sgd', which takes momentum, dampening, nesterov, weight_decay"
     assert sorted(problems_of(table)) == [
         "data: expected exactly one of data.name and data.path, got both",
         "model: expected exactly one of model.name and model.factory, got neither",
@@ -158,6 +160,27 @@ def test_conflicts_of_one_section_are_reported_beside_the_problems_of_another() 
     # A misspelt name is one problem and not two.
     assert problems_of({**GOOD, "model": {"nam": "mlp"}}) == ["model.nam: unknown key (did you mean 'name'?)"]
     assert problems_of({}) != [] and problems_of(GOOD) == []
+
+
+def test_a_model_is_checked_beside_the_problems_of_other_sections_but_not_if_it_has_its_own(tmp_path: Path) -> None:
+    seen = []
+
+    def check(section: ModelSection, base: Path) -> list[str]:
+        seen.append((section.name, section.options, base))
+        return ["model.options.deep: too deep"]
+
+    text = '[model]\nname = "mlp"\noptions = {deep = 9}\n[data]\nname = "digits"\n[train]\nepochs = 0\n'
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(write(tmp_path, text), ("model.options.wide=2",), check)
+    assert raised.value.problems == (
+        "train.epochs: expected a whole number >= 1, got 0",
+        "model.options.deep: too deep",
+    )
+    assert seen == [("mlp", {"deep": 9, "wide": 2}, tmp_path)]
+    for override in ("model=3", "model.name=3", "model.nam=mlp", "model.factory=a:b"):
+        with pytest.raises(RecipeError):
+            load_recipe("digits", (override,), check)
+    assert len(seen) == 1
 
 
 def test_a_name_far_from_all_known_ones_lists_them() -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 
-import msgspec
 import pytest
 
-from ddp_bp import optim
 from ddp_bp.recipes import Recipe, load_recipe
 from ddp_bp.recipes.load import decode, encode
-from ddp_bp.recipes.schema import OPTIMIZER_ARGUMENTS, OptimizerSection, differences, identity
+from ddp_bp.recipes.schema import differences, identity, resolve
 
 BASE = (
     "model={name = 'mlp', options = {hidden = [256, 128]}}",
@@ -31,6 +28,7 @@ CHANGEABLE = [
     "train.epochs=1",
     "train.max_steps=5",
     "train.eval_every_epochs=2",
+    "sample.characters=7",
     "checkpoint.every_steps=1",
     "checkpoint.every_seconds=1.5",
     "checkpoint.keep=9",
@@ -50,6 +48,9 @@ FIXED = [
     ("train.eval_batch_size=3", "train.eval_batch_size: 256 -> 3"),
     ("optimizer.name=adamw", "optimizer.name: 'adam' -> 'adamw'"),
     ("optimizer.eps=0.5", "optimizer.eps: None -> 0.5"),
+    ("schedule.warmup_epochs=0.5", "schedule.warmup_epochs: None -> 0.5"),
+    ("loss.label_smoothing=0.5", "loss.label_smoothing: None -> 0.5"),
+    ("train.ema_decay=0.5", "train.ema_decay: None -> 0.5"),
 ]
 
 
@@ -82,18 +83,25 @@ def test_identity_survives_the_disk() -> None:
     assert re.fullmatch("[0-9a-f]{16}", identity(first))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("sgd", optim.SGD), ("adam", optim.Adam), ("adamw", optim.AdamW)])
-def test_every_argument_of_an_optimizer_can_be_set_and_no_other(name: str, kind: type) -> None:
-    # A recipe is trained to make its loss small, so that `maximize` would only mean to fail.
-    takes = set(inspect.signature(kind).parameters) - {"params", "lr", "allocate", "maximize"}
-    assert set(OPTIMIZER_ARGUMENTS[name]) == takes
-    assert takes <= {field.name for field in msgspec.structs.fields(OptimizerSection)}
+def test_evaluations_may_change_unless_a_plateau_is_found_by_them() -> None:
+    first, second = recipe("schedule.name=plateau"), recipe("schedule.name=plateau", "train.eval_every_epochs=2")
+    assert differences(first, second) == ["train.eval_every_epochs: 1 -> 2"]
+    assert identity(first) != identity(second)
 
 
-def test_only_arguments_that_the_recipe_names_are_passed_on() -> None:
-    assert OptimizerSection(name="sgd", momentum=0.0, nesterov=False).arguments() == {
-        "momentum": 0.0,
-        "nesterov": False,
-    }
-    assert OptimizerSection(name="adam").arguments() == {}
-    assert OptimizerSection(name="adamw", betas=(0.5, 0.6), eps=1.0).arguments() == {"betas": (0.5, 0.6), "eps": 1.0}
+def lengths(made: Recipe) -> tuple[float | None, int | None]:
+    return made.schedule.epochs, made.schedule.max_steps
+
+
+def test_a_schedule_is_as_long_as_the_first_start_was_to_train() -> None:
+    first = resolve(recipe("schedule.name=cosine"), 2, None)
+    assert lengths(first) == (3.0, None)
+    assert lengths(resolve(recipe("schedule.name=cosine", "train.max_steps=9"), 2, None)) == (3.0, 9)
+    prolonged = resolve(recipe("schedule.name=cosine", "train.epochs=5", "train.max_steps=7"), 2, first)
+    assert lengths(prolonged) == (3.0, None)
+    assert differences(first, prolonged) == []
+    assert identity(first) == identity(prolonged)
+    named = resolve(recipe("schedule.name=cosine", "schedule.epochs=5"), 2, first)
+    assert differences(first, named) == ["schedule.epochs: 3.0 -> 5.0"]
+    assert lengths(resolve(recipe("schedule.name=cosine", "schedule.max_steps=5"), 2, None)) == (None, 5)
+    assert lengths(resolve(recipe(), 2, None)) == (None, None), "a constant rate has no length"

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddp_bp import optim
+from ddp_bp import nn, optim
+from ddp_bp.data.batches import Batch
+from ddp_bp.engine import tensor
 from ddp_bp.errors import DataError, RecipeError
 from ddp_bp.recipes import load_recipe
+from ddp_bp.recipes.optimization import OptimizerSection
 from ddp_bp.worker.assemble import OPTIMIZERS, Job, assemble
 
 OWN = """
@@ -34,6 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "data.npz", x=rng.standard_normal((40, 5)).astype(np.float32), y=np.arange(40) % 3)
     np.savez(tmp_path / "values.npz", x=rng.standard_normal((40, 5)), y=rng.standard_normal((40, 2)))
+    np.savez(tmp_path / "shares.npz", x=rng.standard_normal((40, 5)), y=rng.random((40, 2)))
     (tmp_path / "own_models.py").write_text(Path(__file__).with_name("worker_models.py").read_text())
     (tmp_path / "own.toml").write_text(OWN)
     yield tmp_path
@@ -77,13 +81,109 @@ def test_regression_has_no_classes(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind", "setting"),
-    [("sgd", optim.SGD, "momentum"), ("adam", optim.Adam, "eps"), ("adamw", optim.AdamW, "weight_decay")],
+    [
+        ("sgd", optim.SGD, "momentum"),
+        ("adam", optim.Adam, "eps"),
+        ("adamw", optim.AdamW, "weight_decay"),
+        ("rmsprop", optim.RMSprop, "alpha"),
+        ("adagrad", optim.Adagrad, "lr_decay"),
+        ("adadelta", optim.Adadelta, "rho"),
+        ("nadam", optim.NAdam, "momentum_decay"),
+        ("lion", optim.Lion, "weight_decay"),
+        ("lars", optim.LARS, "trust_coefficient"),
+        ("lamb", optim.LAMB, "eps"),
+    ],
 )
 def test_the_optimizer_is_that_of_the_recipe(folder: Path, name: str, kind: type, setting: str) -> None:
     made = job(folder, f"optimizer.name={name}", "optimizer.lr=0.25", f"optimizer.{setting}=0.5").optimizer
     assert type(made) is kind
     assert (made.lr, made.param_groups[0][setting]) == (0.25, 0.5)
-    assert set(OPTIMIZERS) == {"sgd", "adam", "adamw"}
+    assert set(OPTIMIZERS) == set(OptimizerSection.takes)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lars", "lamb", "sgd"])
+def test_weight_decay_of_matrices_alone(folder: Path, name: str) -> None:
+    overrides = (f"optimizer.name={name}", "optimizer.weight_decay=0.5", "optimizer.decay=matrices")
+    made = job(folder, *overrides)
+    optimizer = made.optimizer
+    assert optimizer.flat is made.parameters
+    assert [slot.name for slot in made.parameters.slots] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert [[parameter.ndim for parameter in group["params"]] for group in optimizer.param_groups] == [[2, 2], [1, 1]]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    if name in ("lars", "lamb"):
+        assert [group["adapt"] for group in optimizer.param_groups] == [True, False]
+    # With a gradient of zero, decay is all that moves a parameter.
+    before = {slot: array.copy() for slot, array in made.parameters.arrays().items()}
+    optimizer.zero_grad()
+    optimizer.step()
+    moved = [slot for slot, array in made.parameters.arrays().items() if not np.array_equal(array, before[slot])]
+    assert moved == ["0.weight", "2.weight"]
+
+
+# ---- what does not fit the data
+
+
+def test_everything_that_does_not_fit_the_data_is_reported_at_once(folder: Path) -> None:
+    overrides = ("loss.name=huber", "sample.characters=3", "schedule.name=plateau", "data.eval_fraction=0")
+    assert problems(folder, *overrides) == (
+        "loss.name: expected one of auto, cross_entropy, nll, since the targets are classes; got 'huber'",
+        "sample: a sample can be written only after a text, and these data are none; remove the section",
+        "schedule.name: 'plateau' needs samples that are held out, and of these data none are",
+    )
+    assert problems(folder, "data.path=values.npz", "loss.name=nll") == (
+        "loss.name: expected one of auto, mse, l1, huber, bce_with_logits, kl_div, since the targets are those of a "
+        "regression; got 'nll'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["loss.weight=[1, 2]"], "loss.weight: expected 3 numbers, one for each class, got 2"),
+        (
+            ["data.path=values.npz", "loss={name='bce_with_logits', weight=[1], pos_weight=[1, 2, 3]}"],
+            "loss.weight: expected 2 numbers, one for each output, got 1; "
+            "loss.pos_weight: expected 2 numbers, one for each output, got 3",
+        ),
+        (
+            ["data.path=values.npz", "loss.label_smoothing=0.1"],
+            "loss.label_smoothing: does not apply to regression, whose loss is mse unless loss.name says otherwise",
+        ),
+        ([factory("too_many"), "loss.weight=[1, 2, 3]"], "cross_entropy got a weight"),
+        (
+            ["schedule={name='cosine', epochs=1, warmup_epochs=0.9}"],
+            "schedule.warmup_epochs: expected a warm-up shorter than the schedule, 4 steps, got 4 steps",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_data_says_why(folder: Path, overrides: list[str], problem: str) -> None:
+    assert problem in "; ".join(problems(folder, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind"),
+    [
+        ([], nn.CrossEntropyLoss),
+        (["loss.name=nll"], nn.NLLLoss),
+        (["loss={name='cross_entropy', weight=[1, 2, 3], label_smoothing=0.1}"], nn.CrossEntropyLoss),
+        (["data.path=values.npz"], nn.MSELoss),
+        (["data.path=values.npz", "loss.name=l1"], nn.L1Loss),
+        (["data.path=values.npz", "loss={name='huber', delta=0.5}"], nn.HuberLoss),
+        (["data.path=shares.npz", "loss={name='bce_with_logits', pos_weight=[2, 3]}"], nn.BCEWithLogitsLoss),
+        (["data.path=shares.npz", "loss={name='kl_div', reduction='batchmean'}"], nn.KLDivLoss),
+    ],
+)
+def test_the_loss_is_that_of_the_recipe_and_has_its_mean(folder: Path, overrides: list[str], kind: type) -> None:
+    made = job(folder, *overrides)
+    section = made.recipe.loss
+    weights = {
+        key: np.array(value, np.float32) if isinstance(value, tuple) else value
+        for key, value in section.arguments().items()
+    }
+    inputs, targets = made.data.train.batch(np.arange(7))
+    total = made.objective.evaluate(Batch(np.arange(7), inputs, targets, 0))
+    output = made.objective.model(tensor(inputs))
+    assert total.loss.item() / total.weight == pytest.approx(kind(**weights)(output, tensor(targets)).item(), rel=1e-6)
 
 
 def test_the_same_recipe_gives_the_same_bits_and_any_change_another_fingerprint(folder: Path) -> None:
@@ -114,13 +214,28 @@ def test_a_class_and_a_partial_function_are_factories_too(folder: Path) -> None:
     assert job(folder, factory("partial")).parameters.slots[0].shape == (3, 5)
     assert job(folder, factory("partial"), "model.options.width=6").parameters.slots[0].shape == (6, 5)
     assert problems(folder, factory("Network"), "model.options.width=wide") == (
-        "model.options.width: Expected `int`, got `str`, got 'wide'",
+        "model.options.width: expected a whole number, got 'wide'",
     )
 
 
 @pytest.mark.parametrize("name", ["unknown_annotation", "strange_annotation"])
 def test_annotations_that_mean_nothing_here_leave_the_value_to_the_factory(folder: Path, name: str) -> None:
     assert job(folder, factory(name), "model.options.width=6").parameters.slots[0].shape == (6, 5)
+
+
+def test_a_factory_may_declare_limits(folder: Path) -> None:
+    assert job(folder, factory("limited"), "model.options.kind=wide").parameters.slots[0].shape == (8, 5)
+    overrides = ("model.options.kind=wild", "model.options.share=1.5", "model.options.widths=[2, 0]")
+    assert problems(folder, factory("limited"), *overrides) == (
+        "model.options.kind: expected one of narrow, wide, got 'wild' (did you mean 'wide'?)",
+        "model.options.share: expected a number < 1, got 1.5",
+        "model.options.widths: expected a whole number >= 1 at [1], got [2, 0]",
+    )
+
+
+def test_a_factory_without_a_signature_is_left_to_judge(folder: Path) -> None:
+    [problem] = problems(folder, "model.factory=builtins:dict", "model.options.one=1")
+    assert problem.startswith("raised TypeError: ")
 
 
 def test_a_factory_may_take_any_options(folder: Path) -> None:
@@ -132,7 +247,7 @@ def test_every_option_that_does_not_fit_is_reported_at_once(folder: Path) -> Non
     overrides = ("model.options.widht=3", "model.options.deep=3", "model.options.rest=1")
     assert problems(folder, *overrides) == (
         "model.options.widht: unknown option of own_models:build (did you mean 'width'?)",
-        "model.options.deep: Expected `bool`, got `int`, got 3",
+        "model.options.deep: expected true or false, got 3",
         "model.options.rest: unknown option of own_models:build; known: deep, width",
     )
     assert problems(folder, factory("Network")) == ("model.options.width: own_models:Network needs it",)
@@ -141,8 +256,11 @@ def test_every_option_that_does_not_fit_is_reported_at_once(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        (["model={name='mpl'}"], "model.name: unknown model 'mpl' (did you mean 'mlp'?); known: mlp"),
-        (["model={name='mlp', options={hidden=[0]}}"], "hidden widths of at least 1"),
+        (["model={name='mpl'}"], "model.name: unknown model 'mpl' (did you mean 'mlp'?)"),
+        (
+            ["model={name='mlp', options={hidden=[3, 0]}}"],
+            "model.options.hidden: expected a whole number >= 1 at [1], got [3, 0]",
+        ),
         (["model.factory=own_models"], "expected 'package.module:function', got 'own_models'"),
         (["model.factory=':build'"], "expected 'package.module:function', got ':build'"),
         (["model.factory=no_such_module_x:build"], "ModuleNotFoundError: No module named 'no_such_module_x'"),

@@ -18,7 +18,8 @@ commits = st.lists(st.tuples(numbers, st.integers(1, 50), st.integers(0, 50), st
 
 def commit(progress: Progress, commits: list[tuple[float, int, int, bool]]) -> None:
     for loss, num_samples, correct, first_in_epoch in commits:
-        progress.commit(loss, float(num_samples), float(correct), num_samples, first_in_epoch=first_in_epoch)
+        weight, num_answers = float(num_samples), 3.0 * num_samples  # as for a text of 3 characters a sample
+        progress.commit(loss, weight, float(correct), num_samples, num_answers, first_in_epoch=first_in_epoch)
 
 
 def restored(progress: Progress) -> Progress:
@@ -50,7 +51,7 @@ def test_losses_are_means_over_the_epoch_so_far_and_counts_go_on(history: list) 
     assert progress.samples == sum(count for _, count, _, _ in history)
     assert progress.last_train_loss is not None
     assert math.isclose(progress.last_train_loss, math.fsum(loss for loss, *_ in epoch) / num_samples, rel_tol=1e-12)
-    assert progress.train_accuracy == sum(correct for *_, correct, _ in epoch) / num_samples
+    assert progress.train_accuracy == sum(correct for *_, correct, _ in epoch) / (3 * num_samples)
 
 
 @settings(max_examples=60)
@@ -61,6 +62,7 @@ def test_a_restart_anywhere_goes_on_with_the_same_bits(history: list, cut: int, 
         commit(progress, history[:cut])
         if evaluated:
             progress.evaluated(EvaluationResult(loss=0.1, accuracy=1 / 3, num_samples=3, seconds=0.1))
+            progress.schedule = {"best": 0.1, "num_bad_epochs": 2, "lrs": [1 / 3]}
     resumed = restored(resumed)
     assert resumed == undisturbed
     commit(undisturbed, history[cut:])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+from msgspec import Meta
 
 from ddp_bp import nn
 
@@ -37,6 +38,17 @@ def unknown_annotation(input_shape, num_outputs, width: Width = 2) -> nn.Module:
 
 def strange_annotation(input_shape, num_outputs, width: int | np.integer = 2) -> nn.Module:
     return build(input_shape, num_outputs, width=width)
+
+
+def limited(
+    input_shape,
+    num_outputs,
+    *,
+    kind: Literal["narrow", "wide"] = "narrow",
+    share: Annotated[float, Meta(ge=0, lt=1)] | None = None,
+    widths: tuple[Annotated[int, Meta(ge=1)], ...] = (),
+) -> nn.Module:
+    return build(input_shape, num_outputs, width=8 if kind == "wide" else 2)
 
 
 def anything(input_shape, num_outputs, **options: object) -> nn.Module:

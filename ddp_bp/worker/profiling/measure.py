@@ -72,10 +72,12 @@ def measure(communicator: Communicator, job: Job, num_steps: int) -> list[RankPr
     rank, clock = communicator.rank, SpanClock()
     step = compose(communicator, job, clock, lambda error, number: _show_failure(error, rank, number)).step
     for number in range(WARM_UP_STEPS):
+        job.schedule.apply(number)
         step.run(number)
     clock.spans.clear()
     with profiled(job.objective.model) as recorder:
         for number in range(WARM_UP_STEPS, WARM_UP_STEPS + num_steps):
+            job.schedule.apply(number)
             step.run(number)
     # Whole numbers, because Unix time as a float has steps of a quarter of a microsecond.
     offset = time.time_ns() - time.perf_counter_ns()

@@ -1,0 +1,66 @@
+"""What the options of models may be, and the check of a call against the annotations that say so.
+
+A recipe's options are checked before the model is called; this check is for scripts. It must not know any model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from ddp_bp.errors import InputError
+
+Size = Annotated[int, Meta(ge=1)]
+Shape = Annotated[tuple[Size, ...], Meta(min_length=1)]
+Fraction = Annotated[float, Meta(ge=0, lt=1)]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def checked(build: Callable[P, R]) -> Callable[P, R]:
+    """`build(input_shape, num_outputs, **options)` that raises InputError, listing all that its annotations refuse."""
+
+    @functools.wraps(build)
+    def check(*args: P.args, **kwargs: P.kwargs) -> R:
+        hints = typing.get_type_hints(build, include_extras=True)
+        given = {**dict(zip(("input_shape", "num_outputs"), args, strict=False)), **kwargs}
+        problems = [
+            problem for name, value in given.items() if (problem := _problem(name, value, hints.get(name, Any)))
+        ]
+        if problems:
+            raise InputError(f"{build.__name__}: {'; '.join(problems)}")
+        return build(*args, **kwargs)
+
+    return check
+
+
+def image_shape(called: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(channels, height, width). Raises InputError if `input_shape` is not that of an image."""
+    if len(input_shape) != 3:
+        raise InputError(
+            f"{called} takes images, with an input_shape of channels, height and width, and got {tuple(input_shape)}; "
+            "if these are images, data.input_shape gives them their shape ([1, 8, 8] for digits)"
+        )
+    channels, height, width = input_shape
+    return channels, height, width
+
+
+def _problem(name: str, value: Any, hint: Any) -> str | None:
+    """What is wrong with `value` for an argument annotated with `hint`, or None."""
+    try:
+        msgspec.convert(value, type=hint)
+    except msgspec.ValidationError as error:
+        if typing.get_origin(hint) is Literal:
+            choices = [str(choice) for choice in typing.get_args(hint)]
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            suggestion = f"; did you mean {near[0]!r}?" if near else ""
+            return f"{name} is one of {', '.join(choices)}, and got {value!r}{suggestion}"
+        return f"{name} = {value!r}: {str(error).split(' - at ')[0].lower()}"
+    return None
