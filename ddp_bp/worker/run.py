@@ -160,7 +160,7 @@ class _Run:
             progress.step,
             self._communicator,
         )
-        self._job.schedule.restore(progress.schedule)
+        self._job.schedule.restore(progress.schedule, progress.step)
         return progress, chain or genesis
 
     def _show_failure(self, error: BaseException, step: int) -> None:

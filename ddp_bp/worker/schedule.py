@@ -61,10 +61,11 @@ class Schedule:
         # JSON has no infinity, which is the best value before the first evaluation.
         return {**state, "best": state["best"] if math.isfinite(state["best"]) else None}
 
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Go on from what `state` gave."""
+    def restore(self, state: dict[str, Any] | None, step: int) -> None:
+        """Go on at step `step` from what `state` gave."""
         if self._plateau is not None and state is not None:
             self._plateau.load_state_dict({**state, "best": math.inf if state["best"] is None else state["best"]})
+        self.apply(step)
 
     def _after_warmup(self, warmup: int) -> LRScheduler | None:
         """The whole curve: `warmup` steps in a line from base / (warmup + 1), so that no step is lost, then its own."""

@@ -57,6 +57,11 @@ class Exiting(Slow):
         return super().forward(x)
 
 
+def text(input_shape, num_outputs):
+    """Of each character on its own, with dropout."""
+    return nn.Sequential(nn.Embedding(num_outputs, 16), nn.Dropout(0.1), nn.Linear(16, num_outputs))
+
+
 def exiting(input_shape, num_outputs):
     return Exiting(input_shape[0], num_outputs, 0.0)
 

@@ -68,7 +68,7 @@ def test_a_rate_follows_from_the_step_alone(section: ScheduleSection) -> None:
     undisturbed = rates(section, 9)
     for step in (8, 3, 0):
         schedule, optimizer = made(section)
-        schedule.apply(step)
+        schedule.restore(None, step)
         assert optimizer.lr == undisturbed[step]
         assert schedule.state() is None
 
@@ -134,7 +134,7 @@ def test_a_plateau_goes_on_from_a_checkpoint_with_the_same_bits(cut: int) -> Non
         undisturbed.evaluated(loss)
         before.evaluated(loss)
     resumed, second = made(PLATEAU)
-    resumed.restore(json.loads(json.dumps(before.state(), allow_nan=False)) if cut else None)
+    resumed.restore(json.loads(json.dumps(before.state(), allow_nan=False)) if cut else None, cut * STEPS_PER_EPOCH)
     for loss in LOSSES[cut:]:
         undisturbed.evaluated(loss)
         resumed.evaluated(loss)
