@@ -155,5 +155,20 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
 
 
 def leftovers() -> set[Path]:
-    """Shared memory and session folders of Open MPI that lie on this machine."""
-    return {*Path("/dev/shm").glob("sm_segment.*"), *Path(tempfile.gettempdir()).glob("ompi.*")}
+    """Shared memory and session folders of Open MPI on this machine whose processes are gone."""
+    folders = {path for path in Path(tempfile.gettempdir()).glob("ompi.*") if not _is_alive(path.suffix[1:])}
+    segments = set(Path("/dev/shm").glob("sm_segment.*"))
+    return folders | {path for path in segments if str(path) not in _mapped_files()} if segments else folders
+
+
+def _is_alive(pid: str) -> bool:
+    return Path("/proc", pid).exists()
+
+
+def _mapped_files() -> set[str]:
+    """Everything that lies in /dev/shm and that some process has mapped."""
+    mapped = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            mapped |= {line.split(maxsplit=5)[5] for line in maps.read_text().splitlines() if "/dev/shm/" in line}
+    return mapped

@@ -87,6 +87,12 @@ class FlatParameters:
                 named.sort(key=lambda item: position[id(item[1])])
         return cls(named)
 
+    def move_to(self, storage: Array) -> None:
+        """Moves the parameters into `storage` (P,), which then is their home; values are kept."""
+        self._check_vector(storage, "storage")
+        self.data = storage
+        self._move()
+
     def bind_gradient(self, buffer: Array) -> None:
         """Sends the gradients of the next backward calls into `buffer` (P,), and marks every parameter as having none.
 

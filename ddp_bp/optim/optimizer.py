@@ -83,6 +83,13 @@ class Optimizer(ABC):
         for group in self.param_groups:
             group["lr"] = value
 
+    def move_to(self, allocate: Allocate) -> None:
+        """Keeps its state, and what state it may need later, in vectors from `allocate`; values are kept."""
+        self._allocate = allocate
+        for name, vector in self.state.items():
+            self.state[name] = saved.allocate_vector(allocate, name, self.flat)
+            self.state[name][:] = vector
+
     def step(self) -> None:
         """One step with the gradients in the parameters' `grad`, which it may overwrite; none counts as zero."""
         self.flat.check_home(type(self).__name__)

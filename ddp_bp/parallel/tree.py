@@ -42,7 +42,8 @@ def merge_counts(nodes: Sequence[Node], num_leaves: int) -> list[int]:
     """After each of `nodes`, put on a stack from left to right: how many times to replace the top two by their sum.
 
     Two neighbours on the stack are summed exactly when they are the two children of one node. With all leaves as
-    `nodes`, or with any set of nodes that covers [0, num_leaves), one sum is left: the root.
+    `nodes`, or with any set of nodes that covers [0, num_leaves), one sum is left: the root. Nothing is
+    summed over a gap between two nodes.
     """
     counts = []
     stack: list[Node] = []
@@ -55,6 +56,17 @@ def merge_counts(nodes: Sequence[Node], num_leaves: int) -> list[int]:
             count += 1
         counts.append(count)
     return counts
+
+
+def merged_nodes(nodes: Sequence[Node], num_leaves: int) -> list[Node]:
+    """The nodes that are left when `merge_counts` has been followed."""
+    stack: list[Node] = []
+    for node, count in zip(nodes, merge_counts(nodes, num_leaves), strict=True):
+        stack.append(node)
+        for _ in range(count):
+            (_, stop) = stack.pop()
+            stack[-1] = (stack[-1][0], stop)
+    return stack
 
 
 def stack_depth(counts: Sequence[int]) -> int:
@@ -79,7 +91,9 @@ def tree_sum(values: npt.NDArray[Any]) -> Any:
 
 
 def _are_siblings(left: Node, right: Node, num_leaves: int) -> bool:
-    """Whether two adjacent nodes are the children of one node: found by walking down from the root."""
+    """Whether two nodes are the children of one node: found by walking down from the root."""
+    if left[1] != right[0]:
+        return False
     a, b = 0, num_leaves
     while b - a > 1:
         middle = split(a, b)

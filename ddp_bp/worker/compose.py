@@ -10,7 +10,8 @@ from ddp_bp.engine.buffers import Buffers
 from ddp_bp.optim import ExponentialMovingAverage
 from ddp_bp.parallel.agreement import Agreement
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.parallel.exchange import SliceExchange
+from ddp_bp.parallel.exchange import Exchange
+from ddp_bp.parallel.nodes import find_nodes
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.shards import ShardComputation
@@ -35,12 +36,16 @@ def compose(
     plan, recipe = job.plan, job.recipe
     buffers = Buffers(job.objective.model.named_buffers())
     size = job.parameters.size + buffers.size
-    exchange = SliceExchange(communicator, size, plan.num_shards, job.parameters.dtype)
+    exchange = Exchange(communicator, find_nodes(communicator), size, plan.num_shards, job.parameters.dtype)
+    job.parameters.move_to(exchange.allocate("parameters", job.parameters.size, job.parameters.dtype))
+    job.optimizer.move_to(exchange.allocate)
     decay = recipe.train.ema_decay
-    average = None if decay is None else ExponentialMovingAverage(job.parameters, decay)
+    average = None if decay is None else ExponentialMovingAverage(job.parameters, decay, allocate=exchange.allocate)
     agreement = Agreement(communicator, plan.num_shards, job.layout)
     batches = Batches(job.data.train, plan, job.data.augment)
-    shards = ShardComputation(job.objective, batches, job.parameters, buffers, agreement, communicator, clock)
+    shards = ShardComputation(
+        job.objective, batches, job.parameters, buffers, agreement, communicator, clock, exchange.partials
+    )
     update = Update(
         parameters=job.parameters,
         buffers=buffers,

@@ -121,8 +121,10 @@ class LockStep:
         self._width = max(1, max(len(run) for run in runs))
         self._rows = np.concatenate([rank * self._width + np.arange(len(run)) for rank, run in enumerate(runs)])
 
-    def run(self, functions: Mapping[int, Callable[[Turn], object]]) -> bool:
-        """Run each of `functions`, keyed by the position of its shard in this rank's run; empty shards have none.
+    def run(self, functions: Mapping[int, Callable[[Turn], object]], before: Sequence[Callable[[], object]]) -> bool:
+        """Run each of `functions`, keyed by the position of its shard in this rank's run, after those of `before`.
+
+        Shards without samples, which sum nothing, are among the latter.
 
         Collective, also where it raises: all ranks leave together.
 
@@ -132,10 +134,11 @@ class LockStep:
             DistributedError: on one rank, if shards do not ask for the same sums.
             Exception: whatever a function of this rank raised.
         """
+        failure = _first_failure(before)
         turns = {index: Turn(function) for index, function in functions.items()}
         try:
             while True:
-                failure = self._advance(list(turns.values()))
+                failure = failure or self._advance(list(turns.values()))
                 asking = {index: turn.request for index, turn in turns.items() if turn.request is not None}
                 states = self._exchange_states(turns, asking, failure)
                 if failure is not None:
@@ -209,3 +212,12 @@ class LockStep:
         self._clock.lap(Phase.RANK_WAIT)
         total: Array = tree_sum(table.reshape(-1, width)[self._rows])
         return total
+
+
+def _first_failure(functions: Sequence[Callable[[], object]]) -> BaseException | None:
+    try:
+        for function in functions:
+            function()
+    except BaseException as error:
+        return error
+    return None

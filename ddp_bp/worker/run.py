@@ -98,6 +98,7 @@ class _Run:
         rank = communicator.rank
         clock = PhaseClock(PHASE_BUCKETS_SECONDS)
         composed = compose(communicator, job, clock, self._show_failure)
+        self._evaluated_weights = composed.update.evaluated_weights
         snapshot = composed.snapshot
         self._progress, chain = self._restore(snapshot, settings)
         self._resumed_from_step = self._progress.step if settings.resumes else None
@@ -112,7 +113,7 @@ class _Run:
                 communicator,
                 job.layout,
                 self._show_failure,
-                composed.update.evaluated_weights,
+                self._evaluated_weights,
             )
         digest = recipe_sha256(job.recipe)
         self._loop = TrainingLoop(
@@ -133,7 +134,7 @@ class _Run:
         # What is not finite is found by the step itself, which says where; NumPy's warnings would come first.
         with _stop_signals(self._loop.request_stop), np.errstate(all="ignore"):
             outcome = self._loop.run()
-            sample = together(self._communicator, self._sample) if outcome.stopped_by is None else None
+            sample = self._sample() if outcome.stopped_by is None else None
             together(self._communicator, lambda: self._finish(outcome, sample))
         if outcome.stopped_by is None:
             return 0
@@ -167,11 +168,16 @@ class _Run:
         self._reporter.failure(error, print_failure(error, self._communicator.rank, step))
 
     def _sample(self) -> str | None:
-        """What rank 0 has the trained model write, if the recipe asks for it."""
-        if self._communicator.rank != 0:
-            return None
+        """What rank 0 has the trained model write, if the recipe asks for it; None on the other ranks. Collective."""
         job = self._job
-        return write_sample(job.objective.model, job.recipe.sample, job.data, job.plan.seed, self._progress.step)
+
+        def write() -> str | None:
+            if self._communicator.rank != 0:
+                return None
+            return write_sample(job.objective.model, job.recipe.sample, job.data, job.plan.seed, self._progress.step)
+
+        with self._evaluated_weights():
+            return together(self._communicator, write)
 
     def _finish(self, outcome: Outcome, sample: str | None) -> None:
         """Rank 0 hands in the summary and waits until it is on the disk."""

@@ -6,7 +6,7 @@ advance side by side, see `lockstep`. Knows no optimizer, and of the other ranks
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from ddp_bp.errors import InputError
 from ddp_bp.parallel.agreement import Agreement
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.membership import shard_run
-from ddp_bp.parallel.tree import merge_counts, stack_depth
+from ddp_bp.parallel.tree import maximal_nodes, merge_counts
 from ddp_bp.worker.lockstep import LockStep, Turn
 from ddp_bp.worker.objective import Objective
 from ddp_bp.worker.phases import Phase, PhaseClock
@@ -34,11 +34,10 @@ Array = npt.NDArray[Any]
 class Partial:
     """One vector (P + B,): the gradient (P,), and after it by how much the buffers have moved (B,)."""
 
-    def __init__(self, num_parameters: int, num_moves: int, dtype: np.dtype[Any]) -> None:
-        # Lazily mapped zeros: memory that is never used is never touched.
-        self.vector = np.zeros(num_parameters + num_moves, dtype)
-        self.gradient = self.vector[:num_parameters]
-        self.moves = self.vector[num_parameters:]
+    def __init__(self, vector: Array, num_parameters: int) -> None:
+        self.vector = vector
+        self.gradient = vector[:num_parameters]
+        self.moves = vector[num_parameters:]
 
 
 class _NoGroup:
@@ -63,7 +62,9 @@ class ShardComputation:
         agreement: Agreement,
         communicator: Communicator,
         clock: PhaseClock,
+        stack: Sequence[Array],
     ) -> None:
+        """`stack`: vectors (P + B,) for this rank's partials, the lowest ones for those that are left in the end."""
         self._objective, self._batches = objective, batches
         self._parameters, self._buffers = parameters, buffers
         self._agreement, self._clock = agreement, clock
@@ -71,36 +72,42 @@ class ShardComputation:
         self._shards = shard_run(num_shards, communicator.size, communicator.rank)
         self._merges = merge_counts([(shard, shard + 1) for shard in self._shards], num_shards)
         self._lockstep = None
-        num_partials = stack_depth(self._merges)
+        self._partials = [Partial(vector, parameters.size) for vector in stack]
         if num_shards > 1 and any(module.sums_over_shards for module in objective.model.modules()):
             self._lockstep = LockStep(communicator, num_shards, parameters, buffers, clock)
-            num_partials = len(self._shards)
-        self._partials = [Partial(parameters.size, buffers.size, parameters.dtype) for _ in range(num_partials)]
+            # A vector for each shard at once; the sum over a tree node is left in that of its first shard.
+            firsts = [first for first, _ in maximal_nodes(self._shards.start, self._shards.stop, num_shards)]
+            kept = dict(zip(firsts, self._partials, strict=False))
+            self._partials = [
+                kept.get(shard) or Partial(np.zeros_like(stack[0]), parameters.size) for shard in self._shards
+            ]
         self.num_own_samples = 0
         """Samples that this rank computed in its last step."""
 
-    def compute(self, step: int) -> list[Array]:
-        """This rank's partials (P + B,), one per maximal tree node of its shards, from left to right.
+    def compute(self, step: int) -> None:
+        """Leave this rank's partials, one per maximal tree node of its shards, in the lowest vectors of the stack.
 
         What is known of each shard (loss, count, samples) goes into the agreement's row. If the model sums over shards,
-        this is collective, also where it raises, and the list is empty where another rank has raised.
+        this is collective, also where it raises, and the partials mean nothing where another rank has raised.
         """
         self._agreement.reset()
         self.num_own_samples = 0
         if self._lockstep is None:
             with shard_group(_NoGroup()) if self._batches.plan.num_shards > 1 else nullcontext():
-                return self._carry(lambda index, place: self._compute_shard(step, index, self._partials[place]))
-        functions = {}
+                self._carry(lambda index, place: self._compute_shard(step, index, self._partials[place]))
+            return
+        filled, empty = {}, []
         for index, shard in enumerate(self._shards):
             _, lo, hi = self._batches.plan.shard_range(step, shard)
             function = partial(self._compute_shard, step, index, self._partials[index])
             if lo == hi:
-                function()
+                empty.append(function)
             else:
-                functions[index] = function
-        return self._carry(lambda index, _: self._partials[index]) if self._lockstep.run(functions) else []
+                filled[index] = function
+        if self._lockstep.run(filled, empty):
+            self._carry(lambda index, _: self._partials[index])
 
-    def _carry(self, computed: Callable[[int, int], Partial]) -> list[Array]:
+    def _carry(self, computed: Callable[[int, int], Partial]) -> None:
         """Sums the shards as a binary counter does; `computed(index, place)`: the partial of one, at `place`."""
         stack: list[Array] = []
         for index, num_merges in enumerate(self._merges):
@@ -109,7 +116,6 @@ class ShardComputation:
                 right = stack.pop()
                 stack[-1] += right
             self._clock.lap(Phase.EXCHANGE)
-        return stack
 
     def _compute_shard(self, step: int, index: int, into: Partial, turn: Turn | None = None) -> Partial:
         """Forward and backward of one shard. `turn`: where it can ask for sums over all shards."""

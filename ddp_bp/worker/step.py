@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +72,7 @@ class TrainingStep:
             DisagreementError: on all ranks, if they are not at the same step with the same parameters.
         """
         self._clock.start()
-        partials, failure = self._compute(step)
+        failure = self._compute(step)
         verdict = self._agreement.agree(
             step,
             status=Status.FAILED if failure else Status.READY,
@@ -83,7 +82,7 @@ class TrainingStep:
         self._clock.lap(Phase.RANK_WAIT)
         raise_together(verdict, failure, f"at step {step}")
         self._refuse_nonfinite(step, verdict)
-        self._update.take_step(partials, verdict.weight, self._num_filled_shards(step))
+        self._update.take_step(verdict.weight, self._num_filled_shards(step))
         self._clock.stop()
         return StepResult(
             verdict.loss,
@@ -94,13 +93,14 @@ class TrainingStep:
             None if math.isnan(verdict.squared_norm) else math.sqrt(verdict.squared_norm),
         )
 
-    def _compute(self, step: int) -> tuple[list[npt.NDArray[Any]], BaseException | None]:
-        """The gradient partials of this rank's shards, from left to right; or the error that this rank met."""
+    def _compute(self, step: int) -> BaseException | None:
+        """Compute this rank's shards; returns the error that it met, if any."""
         try:
-            return self._shards.compute(step), None
+            self._shards.compute(step)
         except BaseException as error:  # a model that calls sys.exit must not leave the other ranks waiting
             self._on_failure(error, step)
-            return [], error
+            return error
+        return None
 
     def _num_filled_shards(self, step: int) -> int:
         _, step_in_epoch = self._plan.position(step)

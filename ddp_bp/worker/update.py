@@ -59,17 +59,17 @@ class Update:
         self._slices = np.empty((communicator.size, 2), np.int64)
         communicator.allgather(own, self._slices)
         self._lo, self._hi = own.tolist()
-        self._moves = np.zeros(buffers.size, parameters.dtype)
+        self._moves = exchange.allocate("moves", buffers.size, parameters.dtype)
         needs_norms = clip_norm is not None or isinstance(optimizer, LayerwiseOptimizer)
         self._gradient = np.empty(self._hi - self._lo, parameters.dtype) if needs_norms else None
         self.squared_norm = math.nan
         """This rank's part of the squared norm of the last mean gradient, before clipping."""
 
-    def take_step(self, partials: list[Array], weight: float, num_filled_shards: int) -> None:
+    def take_step(self, weight: float, num_filled_shards: int) -> None:
         """Update parameters, optimizer state, average and buffers. Collective.
 
-        `partials`: what this rank's shards sum up to; `weight`: the number that the loss is averaged over;
-        `num_filled_shards`: how many shards have samples, and so take part in the mean of the buffers.
+        `weight`: the number that the loss is averaged over; `num_filled_shards`: how many shards have samples, and so
+        take part in the mean of the buffers.
         """
         scale = 1.0 / weight if weight else 0.0
         self.squared_norm = 0.0
@@ -92,7 +92,7 @@ class Update:
                     self._gradient[lo - self._lo : lo - self._lo + num_gradient] = gradient
             self._clock.lap(Phase.OPTIMIZER)
 
-        self._exchange.reduce(partials, take)
+        self._exchange.reduce(take)
         if self._gradient is not None:
             self._update_slice(self._gradient)
         self._optimizer.advance()
@@ -111,9 +111,22 @@ class Update:
         if self._average is None:
             yield
             return
-        self._exchange.publish(self._average.state["ema"])
-        with self._average.applied():
+        # Each rank changes its own slice only, and when nobody reads it: other ranks may see the very same memory.
+        self._communicator.barrier()
+        own = slice(self._lo, self._hi)
+        weights = self._parameters.data[own].copy()
+        self._show(own, self._average.state["ema"][own])
+        try:
             yield
+        finally:
+            self._communicator.barrier()
+            self._show(own, weights)
+
+    def _show(self, part: slice, values: Array) -> None:
+        """Let all ranks see parameters of which this rank's are `values`. Collective."""
+        self._parameters.data[part] = values
+        self._exchange.publish(self._parameters.data)
+        self._parameters.mark_changed()
 
     def _update_block(self, lo: int, hi: int, gradient: Array, norms: npt.NDArray[np.float64] | None = None) -> None:
         if isinstance(self._optimizer, LayerwiseOptimizer):

@@ -278,6 +278,19 @@ def test_dropout_acts_in_training_only(name: str) -> None:
     assert np.array_equal(model(x).numpy(), model(x).numpy())
 
 
+@pytest.mark.parametrize(
+    "build", [lambda norm: cnn((1, 8, 8), 3, norm=norm), lambda norm: resnet((1, 8, 8), 3, norm=norm)]
+)
+def test_batch_norm_can_be_that_of_all_shards(build: Any) -> None:
+    """In one process it gives the same, and its state is that of the other kind."""
+    ours, other = build("sync"), build("batch")
+    norms = {type(module).__name__ for module in ours.modules() if "Norm" in type(module).__name__}
+    assert norms == {"SyncBatchNorm"}
+    ours.load_state_dict(other.state_dict())
+    x = ddp.tensor(images(5, 1, 8, 8))
+    np.testing.assert_allclose(ours(x).numpy(), other(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
 # ---- what is refused
 
 

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddp_bp.errors import DisagreementError
+from ddp_bp.parallel import between_nodes, walk
 from ddp_bp.parallel import exchange as exchange_module
 from ddp_bp.parallel.agreement import Agreement, Status
-from ddp_bp.parallel.exchange import SliceExchange
+from ddp_bp.parallel.exchange import Exchange
 from ddp_bp.parallel.membership import SLICE_ALIGNMENT_ELEMENTS, shard_run, slice_bounds
+from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.parallel.single import SingleCommunicator
 from ddp_bp.parallel.threads import run_ranks
 from ddp_bp.parallel.tree import merge_counts, tree_sum
@@ -23,48 +25,82 @@ def shard_gradient(shard: int, size: int) -> np.ndarray:
     return np.random.default_rng(shard).normal(size=size).astype(np.float32) * np.float32(10.0 ** (shard % 5))
 
 
-def train_once(comm, size: int, num_shards: int, parameters: np.ndarray) -> np.ndarray:
-    """One update `p -= 0.1 * g` on this rank, with partials by carry."""
-    run = shard_run(num_shards, comm.size, comm.rank)
-    stack: list[np.ndarray] = []
-    for shard, count in zip(run, merge_counts([(s, s + 1) for s in run], num_shards), strict=True):
-        stack.append(shard_gradient(shard, size))
-        for _ in range(count):
-            right = stack.pop()
-            stack[-1] = stack[-1] + right
-    exchange = SliceExchange(comm, size, num_shards, np.float32)
-    before = [partial.copy() for partial in stack]
+def train_once(comm, size: int, num_shards: int, node_of_rank: list[int] | None) -> np.ndarray:
+    """Two updates `p -= 0.1 * g` on this rank, with partials by carry."""
+    nodes = find_nodes(comm) if node_of_rank is None else Nodes(node_of_rank)
+    exchange = Exchange(comm, nodes, size, num_shards, np.float32)
+    parameters = exchange.allocate("parameters", size, np.float32)
+    lo, hi = exchange.bounds
+    parameters[:] = 1
+    comm.barrier()
 
-    def update(lo: int, hi: int, gradient: np.ndarray) -> None:
+    def update(first: int, last: int, gradient: np.ndarray) -> None:
+        assert lo <= first < last <= hi
         gradient *= np.float32(0.1)
-        parameters[lo:hi] -= gradient
+        parameters[first:last] -= gradient
         gradient.fill(np.nan)
 
+    run = shard_run(num_shards, comm.size, comm.rank)
     for _ in range(2):
-        exchange.reduce(stack, update)
+        height = 0
+        for shard, count in zip(run, merge_counts([(s, s + 1) for s in run], num_shards), strict=True):
+            exchange.partials[height][:] = shard_gradient(shard, size)
+            height += 1
+            for _ in range(count):
+                height -= 1
+                exchange.partials[height - 1] += exchange.partials[height]
+        before = [partial.copy() for partial in exchange.partials[:height]]
+        comm.barrier()
+        exchange.reduce(update)
+        for partial, original in zip(exchange.partials, before, strict=False):
+            np.testing.assert_array_equal(partial, original)
         exchange.publish(parameters)
-    for partial, original in zip(stack, before, strict=True):
-        np.testing.assert_array_equal(partial, original)
-    return parameters
+    return parameters.copy()
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 6), st.sampled_from([1, 5, 1023, 1024, 1025, 4100, 9000]))
-def test_parameters_have_the_same_bits_for_any_world_size(num_shards: int, world_size: int, size: int) -> None:
+def expected_after_two_updates(size: int, num_shards: int) -> np.ndarray:
     expected = np.ones(size, np.float32)
     gradient = tree_sum(np.stack([shard_gradient(shard, size) for shard in range(num_shards)]))
     for _ in range(2):
         expected -= gradient * np.float32(0.1)
-    for result in run_ranks(world_size, lambda c: train_once(c, size, num_shards, np.ones(size, np.float32))):
+    return expected
+
+
+SIZES = st.sampled_from([1, 5, 1023, 1024, 1025, 4100, 9000])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.lists(st.integers(0, 3), min_size=1, max_size=6), SIZES)
+def test_parameters_have_the_same_bits_for_any_ranks_on_any_nodes(
+    num_shards: int, node_of_rank: list[int], size: int
+) -> None:
+    """Also with ranks of a node that are not neighbours, and nodes of unequal size."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(node_of_rank))}
+    node_of_rank = [numbers[name] for name in node_of_rank]
+    expected = expected_after_two_updates(size, num_shards)
+    for result in run_ranks(len(node_of_rank), lambda c: train_once(c, size, num_shards, node_of_rank)):
         np.testing.assert_array_equal(result, expected)
 
 
-def test_blocks_do_not_change_the_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("node_of_rank", [None, [0, 0, 0], [0, 1, 1], [0, 1, 2]])
+def test_blocks_do_not_change_the_bits(monkeypatch: pytest.MonkeyPatch, node_of_rank: list[int] | None) -> None:
     size = 5000
-    whole = train_once(SingleCommunicator(), size, 3, np.ones(size, np.float32))
-    monkeypatch.setattr(exchange_module, "BLOCK_ELEMENTS", 700)
-    for result in run_ranks(2, lambda c: train_once(c, size, 3, np.ones(size, np.float32))):
-        np.testing.assert_array_equal(result, whole)
+    for module in (exchange_module, between_nodes, walk):
+        monkeypatch.setattr(module, "BLOCK_ELEMENTS", 700)
+    for result in run_ranks(3, lambda c: train_once(c, size, 7, node_of_rank)):
+        np.testing.assert_array_equal(result, expected_after_two_updates(size, 7))
+
+
+def test_threads_find_each_other_on_one_node() -> None:
+    for nodes in run_ranks(3, find_nodes):
+        assert nodes.ranks == ((0, 1, 2),)
+        assert nodes.node_of_rank == (0, 0, 0)
+    assert find_nodes(SingleCommunicator()).ranks == ((0,),)
+
+
+def test_nodes_list_their_ranks() -> None:
+    nodes = Nodes([0, 1, 0, 2, 1])
+    assert nodes.ranks == ((0, 2), (1, 4), (3,))
 
 
 @given(st.integers(0, 10**7), st.integers(1, 300))

@@ -67,8 +67,8 @@ def test_a_file_is_found_by_its_path_and_its_folder_is_the_base(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("digit", "unknown recipe (did you mean 'digits'?); packaged: digits"),
-        ("zzz", "unknown recipe; packaged: digits"),
+        ("digit", "unknown recipe (did you mean 'digits'?); packaged: diabetes, digits, "),
+        ("zzz", "unknown recipe; packaged: diabetes, digits, "),
         ("", "unknown recipe"),
         ("{folder}/none.toml", "no such file"),
         ("{folder}/", "cannot be read: "),

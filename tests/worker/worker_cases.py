@@ -20,7 +20,8 @@ from ddp_bp.engine.random import random_stream
 from ddp_bp.optim import Optimizer
 from ddp_bp.parallel.agreement import Agreement
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.parallel.exchange import SliceExchange
+from ddp_bp.parallel.exchange import Exchange
+from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.wire import messages as m
 from ddp_bp.wire.codec import decode_from_worker, encode
 from ddp_bp.wire.phases import NUM_PHASE_BUCKETS, PHASE_BUCKETS_SECONDS
@@ -71,6 +72,7 @@ class Case:
     clip_norm: float | None = None
     clip_value: float | None = None
     ema_decay: float | None = None
+    nodes: list[int] | None = None
 
 
 @dataclass
@@ -112,10 +114,17 @@ def build_rank(
     optimizer = case.optimizer(parameters)
     plan = case.plan
     buffers = Buffers(model.named_buffers())
-    exchange = SliceExchange(communicator, parameters.size + buffers.size, plan.num_shards, parameters.dtype)
+    nodes = find_nodes(communicator) if case.nodes is None else Nodes(case.nodes[: communicator.size])
+    exchange = Exchange(communicator, nodes, parameters.size + buffers.size, plan.num_shards, parameters.dtype)
+    parameters.move_to(exchange.allocate("parameters", parameters.size, parameters.dtype))
+    optimizer.move_to(exchange.allocate)
     failures: list[tuple[Exception, int]] = []
     agreement, clock = Agreement(communicator, plan.num_shards, layout), PhaseClock(PHASE_BUCKETS_SECONDS)
-    average = None if case.ema_decay is None else optim.ExponentialMovingAverage(parameters, case.ema_decay)
+    average = (
+        None
+        if case.ema_decay is None
+        else optim.ExponentialMovingAverage(parameters, case.ema_decay, allocate=exchange.allocate)
+    )
     update = Update(
         parameters=parameters,
         buffers=buffers,
@@ -130,7 +139,9 @@ def build_rank(
     batches = Batches(case.dataset, plan)
     step = TrainingStep(
         plan=plan,
-        shards=ShardComputation(objective, batches, parameters, buffers, agreement, communicator, clock),
+        shards=ShardComputation(
+            objective, batches, parameters, buffers, agreement, communicator, clock, exchange.partials
+        ),
         update=update,
         agreement=agreement,
         clock=clock,

@@ -10,9 +10,8 @@ from ddp_bp.nn.activation import ReLU
 from ddp_bp.nn.containers import Sequential
 from ddp_bp.nn.convolution import Conv2d
 from ddp_bp.nn.layers import Dropout, Flatten, Linear
-from ddp_bp.nn.models.options import Fraction, Shape, Size, checked, image_shape
+from ddp_bp.nn.models.options import BATCH_NORMS, Fraction, Shape, Size, checked, image_shape
 from ddp_bp.nn.module import Module
-from ddp_bp.nn.normalization import BatchNorm2d
 from ddp_bp.nn.pooling import AvgPool2d, MaxPool2d
 
 
@@ -23,7 +22,7 @@ def cnn(
     *,
     channels: Sequence[Size] = (32, 64),
     kernel_size: Size = 3,
-    norm: Literal["none", "batch"] = "none",
+    norm: Literal["none", "batch", "sync"] = "none",
     pool: Literal["max", "average", "none"] = "max",
     pool_every: Size = 1,
     hidden: Sequence[Size] = (128,),
@@ -33,8 +32,8 @@ def cnn(
 
     Layers: for each of `channels` a convolution that keeps height and width, batch norm if asked for, and ReLU; after
     every `pool_every` of them a pooling that halves height and width. Then Flatten; for each width in `hidden` Linear
-    and ReLU; a last Linear. `dropout`, if above 0, comes before each Linear. A convolution followed by batch norm has
-    no bias. Convolutions and Linear start as in PyTorch.
+    and ReLU; a last Linear. `dropout`, if above 0, comes before each Linear. A convolution followed by batch norm,
+    which is over the shard ("batch") or over the whole batch ("sync"), has no bias. All starts as in PyTorch.
 
     Raises InputError for an argument that cannot be used: `kernel_size` must be odd, and images must be large enough
     for every pooling.
@@ -45,8 +44,8 @@ def cnn(
     layers: list[Module] = []
     for number, next_width in enumerate(channels, start=1):
         layers.append(Conv2d(width, next_width, kernel_size, padding=kernel_size // 2, bias=norm == "none"))
-        if norm == "batch":
-            layers.append(BatchNorm2d(next_width))
+        if norm != "none":
+            layers.append(BATCH_NORMS[norm](next_width))
         layers.append(ReLU())
         width = next_width
         if pool != "none" and number % pool_every == 0:

@@ -8,17 +8,24 @@ from __future__ import annotations
 import difflib
 import functools
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from ddp_bp.errors import InputError
+from ddp_bp.nn.module import Module
+from ddp_bp.nn.normalization import BatchNorm2d, SyncBatchNorm
 
 Size = Annotated[int, Meta(ge=1)]
 Shape = Annotated[tuple[Size, ...], Meta(min_length=1)]
 Fraction = Annotated[float, Meta(ge=0, lt=1)]
+
+# Over the shard at hand, or over all shards of the batch.
+BatchNorm = Literal["batch", "sync"]
+BATCH_NORMS: Mapping[str, Callable[[int], Module]] = MappingProxyType({"batch": BatchNorm2d, "sync": SyncBatchNorm})
 
 P = ParamSpec("P")
 R = TypeVar("R")

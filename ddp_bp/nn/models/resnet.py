@@ -5,7 +5,7 @@ Parameters have the names of torchvision's ResNet: conv1, bn1, layer1.0.conv1, .
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from ddp_bp.engine.tensor import Tensor
@@ -14,10 +14,11 @@ from ddp_bp.nn import init
 from ddp_bp.nn.containers import Sequential
 from ddp_bp.nn.convolution import Conv2d
 from ddp_bp.nn.layers import Dropout, Identity, Linear
-from ddp_bp.nn.models.options import Fraction, Shape, Size, checked, image_shape
+from ddp_bp.nn.models.options import BATCH_NORMS, BatchNorm, Fraction, Shape, Size, checked, image_shape
 from ddp_bp.nn.module import Module
-from ddp_bp.nn.normalization import BatchNorm2d
 from ddp_bp.nn.pooling import MaxPool2d
+
+Norm = Callable[[int], Module]
 
 
 @checked
@@ -28,6 +29,7 @@ def resnet(
     widths: Sequence[Size] = (32, 64, 128),
     blocks: Sequence[Size] = (1, 1, 1),
     block: Literal["classic", "preactivation"] = "classic",
+    norm: BatchNorm = "batch",
     stem_pool: bool = False,
     dropout: Fraction = 0.0,
 ) -> Module:
@@ -36,7 +38,8 @@ def resnet(
     A 3x3 convolution to widths[0] channels, halved by a pooling if `stem_pool`; for each stage i, blocks[i] blocks of
     two 3x3 convolutions to widths[i] channels, the first of every stage but the first at stride 2; the mean over all
     pixels, dropout, and a Linear. In a classic block batch norm and ReLU follow the convolutions, and ReLU the sum; in
-    a preactivation block they precede them, and the last ones come before the mean.
+    a preactivation block they precede them, and the last ones come before the mean. Batch norm is over the shard
+    ("batch") or over the whole batch ("sync").
 
     Convolutions start normal as by He with fan_out. Raises InputError for an argument that cannot be used: `widths`
     and `blocks` must be equally long.
@@ -44,7 +47,9 @@ def resnet(
     channels, _, _ = image_shape("resnet", input_shape)
     if not widths or len(widths) != len(blocks):
         raise InputError(f"resnet takes one of blocks for each of widths and got {list(blocks)} for {list(widths)}")
-    return ResNet(channels, num_outputs, widths, blocks, block == "preactivation", stem_pool, dropout)
+    return ResNet(
+        channels, num_outputs, widths, blocks, block == "preactivation", BATCH_NORMS[norm], stem_pool, dropout
+    )
 
 
 class ResNet(Module):
@@ -57,19 +62,20 @@ class ResNet(Module):
         widths: Sequence[int],
         blocks: Sequence[int],
         is_preactivation: bool,
+        norm: Norm,
         stem_pool: bool,
         dropout: float,
     ) -> None:
         make = PreactivationBlock if is_preactivation else ClassicBlock
         width = widths[0]
         self.conv1 = _conv3x3(in_channels, width)
-        self.bn1 = BatchNorm2d(widths[-1] if is_preactivation else width)
+        self.bn1 = norm(widths[-1] if is_preactivation else width)
         self.maxpool = MaxPool2d(2) if stem_pool else Identity()
         self._stages = []
         for number, (next_width, num_blocks) in enumerate(zip(widths, blocks, strict=True), start=1):
             stage = Sequential()
             for position in range(num_blocks):
-                stage.append(make(width, next_width, 2 if number > 1 and position == 0 else 1))
+                stage.append(make(width, next_width, 2 if number > 1 and position == 0 else 1, norm))
                 width = next_width
             setattr(self, f"layer{number}", stage)
             self._stages.append(stage)
@@ -96,13 +102,13 @@ class ClassicBlock(Module):
     Where the shapes differ, the input goes through a normed 1x1 convolution, `downsample`.
     """
 
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, norm: Norm) -> None:
         self.conv1 = _conv3x3(in_channels, width, stride)
-        self.bn1 = BatchNorm2d(width)
+        self.bn1 = norm(width)
         self.conv2 = _conv3x3(width, width)
-        self.bn2 = BatchNorm2d(width)
+        self.bn2 = norm(width)
         is_same = stride == 1 and in_channels == width
-        self.downsample = None if is_same else Sequential(_conv1x1(in_channels, width, stride), BatchNorm2d(width))
+        self.downsample = None if is_same else Sequential(_conv1x1(in_channels, width, stride), norm(width))
 
     def forward(self, input: Tensor) -> Tensor:
         x = self.bn2(self.conv2(self.bn1(self.conv1(input)).relu()))
@@ -116,10 +122,10 @@ class PreactivationBlock(Module):
     Where the shapes differ, the normed input goes through a 1x1 convolution, `downsample`.
     """
 
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
-        self.bn1 = BatchNorm2d(in_channels)
+    def __init__(self, in_channels: int, width: int, stride: int, norm: Norm) -> None:
+        self.bn1 = norm(in_channels)
         self.conv1 = _conv3x3(in_channels, width, stride)
-        self.bn2 = BatchNorm2d(width)
+        self.bn2 = norm(width)
         self.conv2 = _conv3x3(width, width)
         is_same = stride == 1 and in_channels == width
         self.downsample = None if is_same else _conv1x1(in_channels, width, stride)

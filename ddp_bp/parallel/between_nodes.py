@@ -1,0 +1,126 @@
+"""The exchange between nodes: sums of a node's partials go to whoever updates them, and results come back.
+
+Every rank stands for one part of the vector towards the other nodes. For its part it sums what can be summed inside the
+node, sends each piece to the rank whose slice it lies in, and later receives the results into the memory of the node.
+So a gradient leaves a node once, whatever the number of ranks there. Which messages there are follows from the shard
+plan and is the same in each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ddp_bp.parallel.communicator import Array, Bounds, Communicator
+from ddp_bp.parallel.membership import clip_bounds, slice_bounds
+from ddp_bp.parallel.nodes import Nodes
+from ddp_bp.parallel.tree import Node, merged_nodes
+from ddp_bp.parallel.walk import BLOCK_ELEMENTS, Walk
+
+
+class BetweenNodes:
+    """One rank's messages with the ranks of other nodes. Construct and call on all ranks alike."""
+
+    def __init__(
+        self,
+        communicator: Communicator,
+        nodes: Nodes,
+        slices: Sequence[Bounds],
+        tree_nodes: Sequence[Sequence[Node]],
+        partials: Sequence[Array],
+        num_shards: int,
+    ) -> None:
+        """Vectors are (N,).
+
+        Args:
+            slices: by rank, what it updates.
+            tree_nodes: by node, the tree nodes that the partials of its ranks stand for.
+            partials: the partials of all ranks of this node, in the order of `tree_nodes`.
+        """
+        self._communicator, self._partials, self._slices = communicator, partials, slices
+        num_elements, dtype = slices[-1][1], partials[0].dtype if partials else np.float32
+        rank = communicator.rank
+        own = nodes.node_of_rank[rank]
+        self._others = [number for number in range(len(nodes.ranks)) if number != own]
+        self._nodes = nodes
+        self._parts: dict[int, Bounds] = {}
+        for ranks in nodes.ranks:
+            self._parts.update(zip(ranks, slice_bounds(num_elements, len(ranks)), strict=True))
+        lo, hi = self._parts[rank]
+        self._walk = Walk(tree_nodes[own], num_shards, hi - lo, dtype)
+        num_sums = len(merged_nodes(tree_nodes[own], num_shards))
+        # Without anything to sum, partials are sent from where they lie.
+        self._sums = [np.empty(hi - lo, dtype) for _ in range(num_sums)] if self._walk.has_sums else []
+        self._away = [
+            part for number in self._others for part in _overlaps(lo, hi, [slices[r] for r in nodes.ranks[number]])
+        ]
+        mine = slices[rank]
+        self._received = {
+            number: [np.empty(mine[1] - mine[0], dtype) for _ in merged_nodes(tree_nodes[number], num_shards)]
+            for number in self._others
+        }
+        self.incoming: list[tuple[Node, Array]] = [
+            (node, array)
+            for number in self._others
+            for node, array in zip(merged_nodes(tree_nodes[number], num_shards), self._received[number], strict=True)
+        ]
+        """The sums of other nodes over this rank's slice, with the tree nodes that they stand for."""
+
+    def send_partials(self) -> None:
+        """Fill `incoming`, and that of all others. Collective."""
+        rank = self._communicator.rank
+        lo, hi = self._parts[rank]
+        if self._walk.has_sums:
+            self._sum_away()
+            vectors, start = self._sums, lo
+        else:
+            vectors, start = list(self._partials), 0
+        sends = [
+            (other, vector[a - start : b - start])
+            for other, a, b in self._meetings(lo, hi, self._slices)
+            for vector in vectors
+        ]
+        mine = self._slices[rank]
+        receives = [
+            (other, array[a - mine[0] : b - mine[0]])
+            for other, a, b in self._meetings(*mine, self._parts)
+            for array in self._received[self._nodes.node_of_rank[other]]
+        ]
+        self._communicator.exchange(sends, receives)
+
+    def send_results(self, array: Array, offset: int) -> None:
+        """Tell the other nodes this rank's slice of `array` (n,), elements [offset, offset + n). Collective."""
+        rank = self._communicator.rank
+
+        def pieces(own: Bounds, theirs: Sequence[Bounds] | dict[int, Bounds]) -> list[tuple[int, Array]]:
+            met = [(other, clip_bounds((a, b), offset, array.size)) for other, a, b in self._meetings(*own, theirs)]
+            return [(other, array[a:b]) for other, (a, b) in met if a < b]
+
+        self._communicator.exchange(pieces(self._slices[rank], self._parts), pieces(self._parts[rank], self._slices))
+
+    def _meetings(
+        self, lo: int, hi: int, theirs: Sequence[Bounds] | dict[int, Bounds]
+    ) -> Iterator[tuple[int, int, int]]:
+        """(rank, first, last) for each rank of another node whose range in `theirs` meets [lo, hi)."""
+        for number in self._others:
+            for other in self._nodes.ranks[number]:
+                a, b = max(lo, theirs[other][0]), min(hi, theirs[other][1])
+                if a < b:
+                    yield other, a, b
+
+    def _sum_away(self) -> None:
+        """Sum this node's partials over the elements of this rank's part that other nodes update."""
+        lo, _ = self._parts[self._communicator.rank]
+        for first, last in self._away:
+            for start in range(first, last, BLOCK_ELEMENTS):
+                stop = min(start + BLOCK_ELEMENTS, last)
+                sums = self._walk.sums([vector[start:stop] for vector in self._partials])
+                for into, piece in zip(self._sums, sums, strict=True):
+                    np.copyto(into[start - lo : stop - lo], piece)
+
+
+def _overlaps(lo: int, hi: int, ranges: Sequence[Bounds]) -> list[Bounds]:
+    """What of [lo, hi) lies in each of `ranges`, without those that it does not meet."""
+    clipped = [(max(lo, a), min(hi, b)) for a, b in ranges]
+    return [(a, b) for a, b in clipped if a < b]
