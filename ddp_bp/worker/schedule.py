@@ -39,7 +39,7 @@ class Schedule:
             if section.name == "plateau":
                 self._plateau = ReduceLROnPlateau(optimizer, **section.arguments())
             else:
-                self._curve = self._after_warmup(self._steps(section.warmup_epochs or 0.0))
+                self._curve = self._after_warmup(self._warmup_steps())
         except InputError as error:
             raise RecipeError("schedule", [str(error)]) from error
 
@@ -111,16 +111,21 @@ class Schedule:
         section = self._section
         lengths = [] if section.epochs is None else [max(1, self._steps(section.epochs))]
         lengths += [] if section.max_steps is None else [section.max_steps]
-        length, warmup = min(lengths), self._steps(section.warmup_epochs or 0.0)
-        if warmup >= length:
+        warmup = self._steps(section.warmup_epochs or 0.0)
+        if lengths and warmup >= lengths[0]:
             raise RecipeError(
                 "recipe",
                 [
-                    f"schedule.warmup_epochs: expected a warm-up shorter than the schedule, {length} steps, "
+                    f"schedule.warmup_epochs: expected a warm-up shorter than the schedule, {lengths[0]} steps, "
                     f"got {warmup} steps"
                 ],
             )
-        return length
+        return min(lengths)
+
+    def _warmup_steps(self) -> int:
+        """The warm-up; of a training that is cut short before its end, all but one step."""
+        warmup = self._steps(self._section.warmup_epochs or 0.0)
+        return warmup if self._length is None else min(warmup, self._length - 1)
 
     def _steps(self, epochs: float) -> int:
         return round(epochs * self._steps_per_epoch)

@@ -48,6 +48,9 @@ CASES: list[tuple[ScheduleSection, list[float]]] = [
     ),
     (ScheduleSection(name="cosine", epochs=1, warmup_epochs=0.5), [0.5 / 3, 1 / 3, 0.5, 0.25, 0.0, 0.0]),
     (ScheduleSection(name="cosine", epochs=9, max_steps=2), [0.5, 0.25, 0.0, 0.0]),
+    # Cut short within the warm-up, as by train.max_steps for a trial.
+    (ScheduleSection(name="cosine", epochs=9, max_steps=3, warmup_epochs=2), [0.5 / 3, 1 / 3, 0.5, 0.0]),
+    (ScheduleSection(name="cosine", epochs=9, max_steps=1, warmup_epochs=2), [0.5, 0.0]),
     (ScheduleSection(name="linear", epochs=1, start_factor=1.0, end_factor=0.2), [0.5, 0.4, 0.3, 0.2, 0.1, 0.1]),
     (ScheduleSection(name="polynomial", epochs=1, power=2), [0.5, 0.5 * 9 / 16, 0.125, 0.5 / 16, 0.0, 0.0]),
     (
