@@ -125,6 +125,16 @@ class CheckpointSection(Section, frozen=True, kw_only=True):
     keep_best: bool = True
 
 
+class ExchangeSection(Section, frozen=True, kw_only=True):
+    """`[exchange]`: how gradients get from rank to rank. None of it changes a bit of the result.
+
+    algorithm: "auto" sums the gradients of ranks that can share memory where they lie, and sends messages between nodes;
+        "messages" does as if no two ranks could.
+    """
+
+    algorithm: Literal["auto", "messages"] = "auto"
+
+
 class CoordinatorSection(Section, frozen=True, kw_only=True):
     """`[coordinator]`: where the coordinator listens. Port 0 takes any free one."""
 
@@ -150,6 +160,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     schedule: ScheduleSection = ScheduleSection()
     sample: SampleSection = SampleSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    exchange: ExchangeSection = ExchangeSection()
     coordinator: CoordinatorSection = CoordinatorSection()
 
     def conflicts(self) -> list[str]:
@@ -172,6 +183,7 @@ CHANGEABLE = (
     "train.eval_every_epochs",
     "sample",
     "checkpoint",
+    "exchange",
     "coordinator",
 )
 

@@ -11,7 +11,7 @@ from ddp_bp.optim import ExponentialMovingAverage
 from ddp_bp.parallel.agreement import Agreement
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.exchange import Exchange
-from ddp_bp.parallel.nodes import find_nodes
+from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.shards import ShardComputation
@@ -36,7 +36,9 @@ def compose(
     plan, recipe = job.plan, job.recipe
     buffers = Buffers(job.objective.model.named_buffers())
     size = job.parameters.size + buffers.size
-    exchange = Exchange(communicator, find_nodes(communicator), size, plan.num_shards, job.parameters.dtype)
+    alone = recipe.exchange.algorithm == "messages"
+    nodes = Nodes(list(range(communicator.size))) if alone else find_nodes(communicator)
+    exchange = Exchange(communicator, nodes, size, plan.num_shards, job.parameters.dtype)
     job.parameters.move_to(exchange.allocate("parameters", job.parameters.size, job.parameters.dtype))
     job.optimizer.move_to(exchange.allocate)
     decay = recipe.train.ema_decay

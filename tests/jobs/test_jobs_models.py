@@ -24,7 +24,7 @@ shift = 1
 flip = true
 normalize = { mean = [0.3], std = [0.4] }
 [train]
-epochs = 2
+epochs = 5           # long enough to be stopped
 batch_size = 71      # 1438 samples: the last batch has 18, in 5 shards of 3 and 4
 shards = 5
 ema_decay = 0.9
@@ -78,12 +78,21 @@ def test_it_has_the_same_bits_on_any_number_of_ranks(
     assert json.loads(result.stdout)["eval_accuracy"] > 0.7
 
 
+def test_it_has_the_same_bits_where_ranks_share_no_memory(
+    run_ddp_bp, recipe: Path, alone: Path, tmp_path: Path
+) -> None:
+    options = ("--set", "exchange.algorithm=messages", "--run-dir", tmp_path / "run", "--json")
+    result = run_ddp_bp("train", recipe, "-n", 3, *options)
+    assert result.returncode == 0, result.stderr
+    assert_same_run(tmp_path / "run", alone)
+
+
 def test_it_goes_on_after_a_stop_with_the_same_bits(
     start_command, run_ddp_bp, recipe: Path, alone: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     process = start_command(ddp_bp("train", recipe, "-n", 3, "--run-dir", run_dir))
-    wait_for_step(run_dir, 5)
+    wait_for_step(run_dir, 3)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert summary_of(run_dir)["steps"] < summary_of(alone)["steps"]
