@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from ddp_bp.engine import random
 from ddp_bp.engine.methods import Operand
 from ddp_bp.engine.ops import noise, product, shaping
@@ -53,14 +51,16 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return apply(product.LINEAR, (input, weight) if bias is None else (input, weight, bias))
 
 
-def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    """Sets elements to 0 with probability `p` and multiplies the others by 1 / (1 - p), in training only."""
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, *, stream_key: int = 0) -> Tensor:
+    """Sets elements to 0 with probability `p` and multiplies the others by 1 / (1 - p), in training only.
+
+    Draws once under `stream_key`; see `ddp_bp.engine.random`.
+    """
     if not 0.0 <= p <= 1.0:
         raise InputError(f"dropout takes a probability p in [0, 1] and got {p}")
     if not training or p == 0.0:
         return input
-    uniform = random.generator().random(input.shape, np.float32)
-    return apply(noise.DROPOUT, (input, Tensor(np.asarray(uniform))), (p,))
+    return apply(noise.DROPOUT, (input, Tensor(random.draw_kept(input.shape, p, stream_key))), (p,))
 
 
 def check_reduction(name: str, reduction: str) -> None:

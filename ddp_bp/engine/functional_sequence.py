@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from ddp_bp.engine import random
 from ddp_bp.engine.functional import as_tensor
 from ddp_bp.engine.ops import attention
@@ -43,16 +41,19 @@ def scaled_dot_product_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    *,
+    stream_key: int = 0,
 ) -> Tensor:
     """softmax(query key^T * scale + mask) value; query (..., L, E), key (..., S, E), value (..., S, F): (..., L, F).
 
     `attn_mask` expands to (..., L, S): booleans, True where a query may look at a key, or numbers to add to the scores.
     `is_causal` lets query i look at keys up to i, in addition to a mask if there is one. A query that may look at
-    nothing gets zeros. `scale` is 1 / sqrt(E) unless given. Dropout is applied whenever `dropout_p` is above 0.
+    nothing gets zeros. `scale` is 1 / sqrt(E) unless given. Dropout is applied whenever `dropout_p` is above 0; it
+    draws once under `stream_key`; see `ddp_bp.engine.random`.
     """
     size = query.shape[-1] if query.ndim else 1
     shape = (*query.shape[:-1], *key.shape[-2:-1])
-    more, options = _options(attn_mask, dropout_p, is_causal, scale, size, shape)
+    more, options = _options(attn_mask, dropout_p, is_causal, scale, size, shape, stream_key)
     return apply(attention.SCALED_DOT_PRODUCT_ATTENTION, (query, key, value, *more), options)
 
 
@@ -63,6 +64,8 @@ def self_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    *,
+    stream_key: int = 0,
 ) -> Tensor:
     """Attention of several heads with queries, keys and values side by side in `packed` (N, L, 3 * heads * size).
 
@@ -70,7 +73,7 @@ def self_attention(
     """
     size = packed.shape[-1] // (3 * num_heads) if packed.ndim and num_heads > 0 else 1
     shape = (packed.shape[0], num_heads, packed.shape[1], packed.shape[1]) if packed.ndim == 3 else ()
-    more, options = _options(attn_mask, dropout_p, is_causal, scale, size, shape)
+    more, options = _options(attn_mask, dropout_p, is_causal, scale, size, shape, stream_key)
     return apply(attention.SELF_ATTENTION, (packed, *more), (num_heads, *options))
 
 
@@ -81,13 +84,13 @@ def _options(
     scale: float | None,
     size: int,
     shape: tuple[int, ...],
+    stream_key: int,
 ) -> tuple[tuple[Tensor, ...], tuple[bool, bool, float, float]]:
     """The inputs after the first ones, and the options, of either operation."""
     if not 0.0 <= dropout_p <= 1.0:
         raise InputError(f"attention takes a probability dropout_p in [0, 1] and got {dropout_p}")
     more: tuple[Tensor, ...] = () if attn_mask is None else (as_tensor(attn_mask),)
     if dropout_p > 0.0:
-        uniform = np.asarray(random.generator().random(shape, np.float32))
-        more = (*more, Tensor(np.greater_equal(uniform, dropout_p)))
+        more = (*more, Tensor(random.draw_kept(shape, dropout_p, stream_key)))
     factor = 1 / math.sqrt(max(size, 1)) if scale is None else scale
     return more, (attn_mask is not None, is_causal, factor, dropout_p)

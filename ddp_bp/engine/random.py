@@ -2,19 +2,24 @@
 
 Philox [Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11] maps (key, counter) to random words without
 a state that is carried along. Its 128-bit key holds (seed, shard) and its 256-bit counter holds (position in the
-draw, draw, step), so no two streams overlap, and there is no hashing that could make them collide.
+draw, stream key, draw, step), so no two streams overlap.
+
+A stream key says who draws, so that the draws of one do not depend on how often others draw. It is an integer in
+[0, 2**64) that its owner keeps; 0 is for all those that have none. Draws are numbered per key.
 
 A stream belongs to the thread, or more exactly to the context, that opened it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from ddp_bp.errors import InputError
 
@@ -31,7 +36,8 @@ class _KeyedStream:
     seed: int
     step: int
     shard: int
-    num_draws: int = 0
+    num_draws: dict[int, int] = field(default_factory=dict)
+    """For each stream key."""
 
 
 _default: ContextVar[np.random.Generator | None] = ContextVar("default", default=None)
@@ -46,7 +52,7 @@ def manual_seed(seed: int) -> None:
 
 @contextmanager
 def random_stream(seed: int, step: int, shard: int) -> Iterator[None]:
-    """Within the block, draws depend on the three integers and on how many draws came before in the block only."""
+    """Within the block, a draw depends on the three integers, its stream key and its number under that key only."""
     _check("seed", seed, _LIMIT)
     _check("step", step, _LIMIT)
     _check("shard", shard, _NO_SHARD)
@@ -57,17 +63,17 @@ def random_stream(seed: int, step: int, shard: int) -> Iterator[None]:
         _keyed.reset(token)
 
 
-def generator() -> np.random.Generator:
+def generator(stream_key: int = 0) -> np.random.Generator:
     """The generator for one draw. Ask for a new one for each draw.
 
-    In a `random_stream` block it is a generator of its own, keyed by the number of the draw, so that how many numbers
-    one module takes does not shift those of the next. Elsewhere it is the thread's default stream.
+    In a `random_stream` block it is a generator of its own, keyed by `stream_key` and the number of the draw under it,
+    so that how many numbers one draw takes does not shift the next. Elsewhere it is the thread's default stream.
     """
     keyed = _keyed.get()
     if keyed is not None:
-        draw = keyed.num_draws
-        keyed.num_draws = draw + 1
-        return _philox(keyed.seed, keyed.shard, keyed.step, draw)
+        draw = keyed.num_draws.get(stream_key, 0)
+        keyed.num_draws[stream_key] = draw + 1
+        return _philox(keyed.seed, keyed.shard, keyed.step, draw, stream_key)
     default = _default.get()
     if default is None:
         manual_seed(0)
@@ -76,10 +82,22 @@ def generator() -> np.random.Generator:
     return default
 
 
-def _philox(seed: int, shard: int, step: int, draw: int) -> np.random.Generator:
-    # NumPy counts up from the lowest word, so that the lowest two are the position within the draw.
+def draw_kept(shape: tuple[int, ...], p: float, stream_key: int = 0) -> npt.NDArray[np.bool_]:
+    """Booleans of `shape`, one draw, each False with probability `p`, to the nearest multiple of 2**-16.
+
+    16 random bits for each are a third of the work of a floating number.
+    """
+    size = math.prod(shape)
+    words = generator(stream_key).bit_generator.random_raw(-(-size // 4))
+    # A fixed order of bytes, so that other machines draw the same.
+    parts = np.asarray(words, "<u8").view("<u2")[:size].reshape(shape)
+    return np.asarray(parts >= round(p * 2**16))
+
+
+def _philox(seed: int, shard: int, step: int, draw: int, stream_key: int = 0) -> np.random.Generator:
+    # NumPy counts up from the lowest word, which alone is the position within the draw.
     key = np.array([seed, _TAG | shard], np.uint64)
-    counter = np.array([0, 0, draw, step], np.uint64)
+    counter = np.array([0, stream_key, draw, step], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 

@@ -106,13 +106,15 @@ class MultiheadAttention(Module):
         weights = None
         if is_self and not need_weights:
             packed = functional.linear(query, self.in_proj_weight, self.in_proj_bias)
-            joined = self_attention(packed, self.num_heads, mask, probability, is_causal)
+            joined = self_attention(packed, self.num_heads, mask, probability, is_causal, stream_key=self.stream_key)
         else:
             heads = self._project(query, key, value)
             if need_weights:
-                attended, weights = _attend(*heads, mask, probability, is_causal)
+                attended, weights = _attend(*heads, mask, probability, is_causal, self.stream_key)
             else:
-                attended = functional.scaled_dot_product_attention(*heads, mask, probability, is_causal)
+                attended = functional.scaled_dot_product_attention(
+                    *heads, mask, probability, is_causal, stream_key=self.stream_key
+                )
             joined = attended.permute(0, 2, 1, 3).reshape(*query.shape)
         output = functional.linear(joined, self.out_proj.weight, self.out_proj.bias)
         if weights is not None and average_attn_weights:
@@ -145,7 +147,13 @@ class MultiheadAttention(Module):
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, probability: float, is_causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    probability: float,
+    is_causal: bool,
+    stream_key: int,
 ) -> tuple[Tensor, Tensor]:
     """Attention step by step, for the probabilities (N, heads, L, S) as well."""
     scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.transpose(-1, -2)
@@ -155,7 +163,7 @@ def _attend(
         num_queries, num_keys = scores.shape[-2:]
         later = np.arange(num_keys) > np.arange(num_queries)[:, None]
         scores = scores + Tensor(_as_added(later, scores.dtype))
-    weights = functional.dropout(scores.softmax(-1), probability)
+    weights = functional.dropout(scores.softmax(-1), probability, stream_key=stream_key)
     return weights @ value, weights
 
 

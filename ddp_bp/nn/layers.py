@@ -55,7 +55,7 @@ class Dropout(Module):
         self.p = p
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.dropout(input, self.p, self.training)
+        return functional.dropout(input, self.p, self.training, stream_key=self.stream_key)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -38,6 +38,8 @@ class Module:
     training = True
     sums_over_shards = False
     """Whether `forward` calls `functional.shard_sum`, so that a job must compute all shards of a batch side by side."""
+    # Names this module's draws in a random stream; see `streams`.
+    stream_key = 0
 
     def forward(self, *inputs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} defines no forward")

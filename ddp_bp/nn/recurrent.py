@@ -105,7 +105,7 @@ class _Recurrent(Module):
                     collected.append(end)
             input = outputs[0] if len(outputs) == 1 else concatenate(outputs, 2)
             if layer + 1 < self.num_layers:
-                input = functional.dropout(input, self.dropout, self.training)
+                input = functional.dropout(input, self.dropout, self.training, stream_key=self.stream_key)
         joined = tuple(concatenate([end[None] for end in ends]) for ends in last)
         if not is_batched:
             return input[:, 0], tuple(state[:, 0] for state in joined)

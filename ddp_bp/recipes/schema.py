@@ -128,7 +128,7 @@ class CheckpointSection(Section, frozen=True, kw_only=True):
 class ExchangeSection(Section, frozen=True, kw_only=True):
     """`[exchange]`: how gradients get from rank to rank. None of it changes a bit of the result.
 
-    algorithm: "auto" sums the gradients of ranks that can share memory where they lie, and sends messages between nodes;
+    algorithm: "auto" sums gradients where they lie if ranks can share memory, and sends messages between nodes;
         "messages" does as if no two ranks could.
     """
 

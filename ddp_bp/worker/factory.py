@@ -18,6 +18,7 @@ from ddp_bp.engine.random import random_stream
 from ddp_bp.errors import DdpError, RecipeError
 from ddp_bp.nn import Module
 from ddp_bp.nn.models import MODELS
+from ddp_bp.nn.streams import key_streams
 from ddp_bp.recipes.schema import ModelSection
 from ddp_bp.recipes.wording import convert, nearest, unknown
 
@@ -55,6 +56,7 @@ def build_model(section: ModelSection, input_shape: tuple[int, ...], num_outputs
         raise RecipeError(called, [f"expected a ddp_bp.nn.Module from it, got {type(model).__name__}"])
     if not any(True for _ in model.parameters()):
         raise RecipeError(called, ["has no parameters, so there is nothing to train"])
+    key_streams(model)
     return model
 
 

@@ -160,8 +160,8 @@ def affine(draw: Any) -> Drawn:
 @st.composite
 def dropped(draw: Any) -> Drawn:
     a = numbers(draw(shapes), draw(seeds))
-    uniform = np.random.default_rng(draw(seeds)).random(a.shape, np.float32)
-    return [a, uniform], (draw(st.sampled_from([0.0, 0.25, 0.5, 1.0])),)
+    kept = np.asarray(np.random.default_rng(draw(seeds)).random(a.shape) < 0.5)
+    return [a, kept], (draw(st.sampled_from([0.0, 0.25, 0.5, 1.0])),)
 
 
 def for_torch(index: tuple[Any, ...], torch: Any) -> tuple[Any, ...]:
@@ -270,8 +270,8 @@ CASES: dict[str, Case] = {
     ),
     "dropout": Case(
         dropped(),
-        lambda torch, a, uniform, p: a * (uniform >= p) * (1 / (1 - p) if p < 1 else 0),
-        [([A, np.ones(4)], (0.5,)), ([A.astype(np.int64), A], (0.5,))],
+        lambda torch, a, kept, p: a * kept * (1 / (1 - p) if p < 1 else 0),
+        [([A, np.ones(4, bool)], (0.5,)), ([A.astype(np.int64), A > 0], (0.5,)), ([A, A], (0.5,))],
         constant=(1,),
     ),
 }

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import ddp_bp as ddp
 from ddp_bp.engine import generator
+from ddp_bp.engine.random import draw_kept
 from ddp_bp.errors import InputError
 
 words = st.integers(0, 2**63 - 2)
@@ -94,6 +95,36 @@ def test_the_bits_are_those_of_today() -> None:
     # A change here changes every training run that is resumed.
     with ddp.random_stream(1, 2, 3):
         assert generator().bit_generator.random_raw(2).tolist() == [2366570397184489771, 10907532516095174307]
+        assert generator(7).bit_generator.random_raw(2).tolist() == [8400499117825521364, 7497190517667440209]
+
+
+def test_draws_under_one_key_do_not_shift_those_under_another() -> None:
+    with ddp.random_stream(1, 2, 3):
+        expected = [generator(9).random(3).tolist() for _ in range(2)]
+        unkeyed = generator().random(3).tolist()
+    with ddp.random_stream(1, 2, 3):
+        assert generator().random(3).tolist() == unkeyed
+        found = []
+        for _ in range(2):
+            generator(8).random(5)
+            generator().random(5)
+            found.append(generator(9).random(3).tolist())
+    assert found == expected
+    assert expected[0] != expected[1] and unkeyed not in expected
+
+
+def test_a_kept_draw_has_its_probability_and_reads_words_from_the_low_end() -> None:
+    with ddp.random_stream(1, 2, 3):
+        words = generator(5).bit_generator.random_raw(2)
+    parts = [int(word) >> shift & 0xFFFF for word in words for shift in (0, 16, 32, 48)]
+    with ddp.random_stream(1, 2, 3):
+        kept = draw_kept((2, 3), 0.3, 5)
+    assert kept.ravel().tolist() == [part >= round(0.3 * 65536) for part in parts[:6]]
+    with ddp.random_stream(1, 2, 3):
+        # 100,000 draws: the deviation of their mean is 0.0014.
+        assert draw_kept((1000, 100), 0.3).mean() == pytest.approx(0.7, abs=0.007)
+        assert draw_kept((50,), 0.0).all() and not draw_kept((50,), 1.0).any()
+        assert draw_kept((0, 3), 0.5).shape == (0, 3) and draw_kept((), 0.5).shape == ()
 
 
 @pytest.mark.parametrize("wrong", [-1, 2**64, 1.5, True])

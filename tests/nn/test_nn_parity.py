@@ -127,6 +127,8 @@ def test_functions_and_losses_take_pytorchs_arguments_and_defaults() -> None:
     for ours, theirs in pairs:
         wanted = signature_of(theirs)
         for name, parameter in inspect.signature(ours).parameters.items() if wanted else ():
+            if name == "stream_key":  # ours: PyTorch has no streams per module
+                continue
             assert name in wanted, (ours, name)
             assert parameter.default in (wanted[name].default, inspect.Parameter.empty), (ours, name)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ddp_bp.engine.ops.blockwise import with_slopes
 from ddp_bp.engine.ops.normal import normal_distribution
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation
 from ddp_bp.errors import InputError
@@ -49,49 +50,47 @@ def _elu_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  # noqa: A
     return (result,)
 
 
-def _sigmoid(a: Array) -> Array:
-    output = np.asarray(a * 0.5)
-    np.tanh(output, out=output)
-    output += 1
-    output *= 0.5
-    return output
+def _times_slope(gradient: Array, slope: Array, needs: Needs) -> Gradients:  # noqa: ARG001
+    return (gradient * slope,)
+
+
+def _squash(a: Array, out: Array) -> None:
+    """The logistic function, by way of tanh, which overflows for no argument."""
+    np.multiply(a, 0.5, out=out)
+    np.tanh(out, out=out)
+    out += 1
+    out *= 0.5
 
 
 def _silu(a: Array) -> tuple[Array, Any]:
-    gate = _sigmoid(_floats(a))
-    return np.multiply(a, gate), (a, gate)
+    def fill(x: Array, output: Array, slope: Array) -> None:
+        gate = np.empty_like(x)
+        _squash(x, out=gate)
+        np.multiply(x, gate, out=output)
+        # The slope is gate * (1 + x * (1 - gate)) = gate + output - output * gate.
+        np.multiply(output, gate, out=slope)
+        np.subtract(output, slope, out=slope)
+        slope += gate
 
-
-def _silu_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  # noqa: ARG001
-    a, gate = saved
-    # The slope is gate * (1 + a * (1 - gate)).
-    slope = np.asarray(1 - gate)
-    slope *= a
-    slope += 1
-    slope *= gate
-    slope *= gradient
-    return (slope,)
+    return with_slopes(_floats(a), fill)
 
 
 def _softplus(a: Array, beta: float, threshold: float) -> tuple[Array, Any]:
-    scaled = np.asarray(_floats(a) * beta)
-    # log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)) never overflows.
-    output = np.asarray(np.abs(scaled))
-    np.negative(output, out=output)
-    np.exp(output, out=output)
-    np.log1p(output, out=output)
-    output += np.maximum(scaled, 0)
-    output /= beta
-    np.copyto(output, a, where=scaled > threshold)
-    return output, (scaled, threshold)
+    def fill(x: Array, output: Array, slope: Array) -> None:
+        scaled = x * beta
+        # log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)) never overflows.
+        np.abs(scaled, out=output)
+        np.negative(output, out=output)
+        np.exp(output, out=output)
+        np.log1p(output, out=output)
+        output += np.maximum(scaled, 0)
+        output /= beta
+        _squash(scaled, out=slope)
+        is_straight = scaled > threshold
+        np.copyto(output, x, where=is_straight)
+        np.copyto(slope, 1, where=is_straight)
 
-
-def _softplus_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  # noqa: ARG001
-    scaled, threshold = saved
-    slope = _sigmoid(scaled)
-    slope *= gradient
-    np.copyto(slope, gradient, where=scaled > threshold)
-    return (slope,)
+    return with_slopes(_floats(a), fill)
 
 
 # The slope of the cubic inside the tanh form: sqrt(2 / pi) * (x + 0.044715 x^3), of Hendrycks and Gimpel, 2016.
@@ -99,43 +98,44 @@ _TANH_SCALE = math.sqrt(2 / math.pi)
 _TANH_CUBIC = 0.044715
 
 
-def _gelu(a: Array, approximate: str) -> tuple[Array, Any]:
-    if approximate == "none":
-        share, _ = normal_distribution(_floats(a))
-        return np.multiply(a, share), (a, share, approximate)
-    if approximate != "tanh":
-        raise InputError(f"gelu takes approximate 'none' or 'tanh' and got {approximate!r}")
-    share = np.asarray(np.square(_floats(a)))
-    share *= _TANH_CUBIC * _TANH_SCALE
+def _gelu_exact(x: Array, output: Array, slope: Array) -> None:
+    share = np.empty_like(x)
+    normal_distribution(x, share, slope)
+    np.multiply(x, share, out=output)
+    slope *= x
+    slope += share
+
+
+def _gelu_tanh(x: Array, output: Array, slope: Array) -> None:
+    np.multiply(x, x, out=slope)
+    share = slope * (_TANH_CUBIC * _TANH_SCALE)
     share += _TANH_SCALE
-    share *= a
+    share *= x
     np.tanh(share, out=share)
     share += 1
     share *= 0.5
-    return np.multiply(a, share), (a, share, approximate)
-
-
-def _gelu_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  # noqa: ARG001
-    a, share, approximate = saved
-    if approximate == "none":
-        _, slope = normal_distribution(a, only_density=True)
-    else:
-        # share = (1 + tanh(u)) / 2 has the derivative 2 * share * (1 - share) * u'.
-        slope = np.asarray(np.square(a))
-        slope *= 6 * _TANH_CUBIC * _TANH_SCALE
-        slope += 2 * _TANH_SCALE
-        slope *= share
-        slope *= 1 - share
-    slope *= a
+    np.multiply(x, share, out=output)
+    # share = (1 + tanh(u)) / 2 has the derivative 2 * share * (1 - share) * u', and output = x * share.
+    slope *= 6 * _TANH_CUBIC * _TANH_SCALE
+    slope += 2 * _TANH_SCALE
+    slope *= output
+    slope *= 1 - share
     slope += share
-    slope *= gradient
-    return (slope,)
+
+
+_GELU_FORMS = {"none": _gelu_exact, "tanh": _gelu_tanh}
+
+
+def _gelu(a: Array, approximate: str) -> tuple[Array, Any]:
+    if approximate not in _GELU_FORMS:
+        raise InputError(f"gelu takes approximate 'none' or 'tanh' and got {approximate!r}")
+    return with_slopes(_floats(a), _GELU_FORMS[approximate])
 
 
 LEAKY_RELU = Operation("leaky_relu", _leaky_relu, _leaky_relu_vjp, f"{_FLOATS} and a slope", reads=(0,))
 ELU = Operation("elu", _elu, _elu_vjp, f"{_FLOATS} and alpha", reads=(0,), reads_output=True)
-SILU = Operation("silu", _silu, _silu_vjp, _FLOATS, reads=(0,))
-SOFTPLUS = Operation("softplus", _softplus, _softplus_vjp, f"{_FLOATS}, beta and a threshold")
-GELU = Operation("gelu", _gelu, _gelu_vjp, f"{_FLOATS} and a form, 'none' or 'tanh'", reads=(0,))
+SILU = Operation("silu", _silu, _times_slope, _FLOATS)
+SOFTPLUS = Operation("softplus", _softplus, _times_slope, f"{_FLOATS}, beta and a threshold")
+GELU = Operation("gelu", _gelu, _times_slope, f"{_FLOATS} and a form, 'none' or 'tanh'")
 
 OPERATIONS = (LEAKY_RELU, ELU, SILU, SOFTPLUS, GELU)

@@ -1,30 +1,42 @@
 """Scaled dot-product attention in one piece: softmax(q k^T * scale + mask) v, a few heads at a time.
 
 A. Vaswani et al., "Attention is all you need", NeurIPS 2017. The scores of a few heads stay in the cache while they go
-through mask, softmax and dropout; the probabilities are kept for backward.
+through mask, exponential and dropout. Rows of exponentials are divided by their sums where it takes least: in the
+output, as they are kept for backward, and in its gradient. What softmax's gradient takes off a row of scores, the sum
+of shares times their gradients, is the product of the row's output with its gradient [T. Dao et al., "FlashAttention",
+NeurIPS 2022].
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddp_bp.engine.ops.exponentials import exponentials
 from ddp_bp.engine.ops.layout import block_length
-from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, describe, unbroadcast
+from ddp_bp.engine.ops.operation import Array, Flops, Gradients, Needs, Operation, describe, unbroadcast
 from ddp_bp.errors import DtypeError, ShapeError
+
+# As few as products still run at full speed with.
+_CAUSAL_QUERIES = 64
 
 
 class _Saved(NamedTuple):
     query: Array
     key: Array
     value: Array
-    """(B, L, E), (B, S, E), (B, S, F): all leading axes as one."""
-    probabilities: Array
-    """(B, L, S), before dropout."""
+    """(B, L, E), times the scale, (B, S, E), (B, S, F): all leading axes as one."""
+    blocks: list[tuple[slice, slice, slice, Array]]
+    """Heads, queries and keys, and the shares of these keys, before dropout, times a factor of the row."""
+    inverses: Array
+    """(B, L, 1): one over that factor, or 0 for a query that may look at nothing."""
     kept: Array | None
     """(B, L, S): 0 where dropped, else 1 / (1 - p)."""
+    output: Array
+    """(B, L, F)."""
     scale: float
     shapes: tuple[tuple[int, ...], ...]
 
@@ -35,84 +47,77 @@ def _attention(query: Array, key: Array, value: Array, *rest: Any) -> tuple[Arra
     mask = more[0] if has_mask else None
     stays = more[-1] if p > 0.0 else None
     leading = _check(query, key, value, mask, stays)
-    queries, keys, values = (_heads(a) for a in (query, key, value))
+    keys, values = _heads(key), _heads(value)
+    queries = _heads(query) * query.dtype.type(scale)
     num_heads, num_queries, _ = queries.shape
     num_keys = keys.shape[1]
-    probabilities = np.empty((num_heads, num_queries, num_keys), query.dtype)
+    blocks = []
+    inverses = np.zeros((num_heads, num_queries, 1), query.dtype)
     output = np.empty((num_heads, num_queries, values.shape[2]), query.dtype)
     added = None if mask is None else _as_added(mask, query.dtype)
     if is_causal:
-        later = np.arange(num_keys) > np.arange(num_queries)[:, None]
-        causal = np.where(later, query.dtype.type(-math.inf), query.dtype.type(0))
+        causal = np.where(_later(num_queries, num_keys), query.dtype.type(-math.inf), query.dtype.type(0))
         added = causal if added is None else added + causal
+    all_scores = (num_heads, num_queries, num_keys)
     if added is not None and added.ndim > 2:
-        added = np.broadcast_to(added, (*leading, num_queries, num_keys)).reshape(probabilities.shape)
+        added = np.broadcast_to(added, (*leading, num_queries, num_keys)).reshape(all_scores)
     kept = None
     if stays is not None:
-        kept = stays.astype(query.dtype).reshape(probabilities.shape)
+        kept = stays.astype(query.dtype).reshape(all_scores)
         kept *= 1.0 / (1.0 - p) if p < 1.0 else 0.0
-    for heads in _blocks(num_heads, num_queries * num_keys):
-        scores = np.matmul(queries[heads], keys[heads].transpose(0, 2, 1), out=probabilities[heads])
-        scores *= scale
+    for heads, asked, seen in _blocks(num_heads, num_queries, num_keys, is_causal):
+        scores = np.matmul(queries[heads, asked], keys[heads, seen].transpose(0, 2, 1))
         if added is not None:
-            scores += added[heads] if added.ndim == 3 else added
-        _softmax(scores)
-        dropped = scores if kept is None else scores * kept[heads]
-        np.matmul(dropped, values[heads], out=output[heads])
+            scores += added[asked, seen] if added.ndim == 2 else added[heads, asked, seen]
+        rows, totals = exponentials(scores.reshape(scores.shape[0] * scores.shape[1], scores.shape[2]))
+        shares = rows.reshape(scores.shape)
+        blocks.append((heads, asked, seen, shares))
+        if kept is not None:
+            shares = np.multiply(shares, kept[heads, asked, seen], out=scores)
+        inverse = inverses[heads, asked]
+        np.divide(1, totals.reshape(inverse.shape), out=inverse, where=totals.reshape(inverse.shape) != 0)
+        np.multiply(np.matmul(shares, values[heads, seen]), inverse, out=output[heads, asked])
     shapes = (query.shape, key.shape, value.shape, *(array.shape for array in more))
-    saved = _Saved(queries, keys, values, probabilities, kept, scale, shapes)
+    saved = _Saved(queries, keys, values, blocks, inverses, kept, output, scale, shapes)
     return output.reshape(*leading, num_queries, values.shape[2]), saved
 
 
-def _softmax(scores: Array) -> None:
-    """In place over the last axis. A row without a finite score, that may look at nothing, becomes 0."""
-    if not scores.shape[2]:
-        return
-    highest = np.maximum.reduce(scores, axis=2, keepdims=True)
-    np.copyto(highest, 0, where=highest == -math.inf)
-    scores -= highest
-    np.exp(scores, out=scores)
-    totals = np.add.reduce(scores, axis=2, keepdims=True)
-    np.copyto(totals, 1, where=totals == 0)
-    np.divide(1, totals, out=totals)
-    scores *= totals
-
-
 def _attention_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradients:
-    queries, keys, values, probabilities, kept, scale, shapes = saved
-    incoming = _heads(gradient)
-    num_heads, num_queries, num_keys = probabilities.shape
-    needs_mask = any(needs[3:])
+    queries, keys, values, blocks, inverses, kept, output, scale, shapes = saved
+    incoming = _heads(gradient) * inverses
+    along = np.vecdot(incoming, output)[..., None]
     grad_query, grad_key, grad_value = (
-        np.empty(array.shape, array.dtype) if needed else None
+        np.zeros(array.shape, array.dtype) if needed else None
         for array, needed in zip((queries, keys, values), needs, strict=False)
     )
-    grad_scores = np.empty_like(probabilities) if needs_mask else None
-    for heads in _blocks(num_heads, num_queries * num_keys):
-        shares = probabilities[heads]
+    grad_scores = np.zeros((*queries.shape[:2], keys.shape[1]), queries.dtype) if any(needs[3:]) else None
+    for heads, asked, seen, shares in blocks:
+        arriving = incoming[heads, asked]
         if grad_value is not None:
-            dropped = shares if kept is None else shares * kept[heads]
-            np.matmul(dropped.transpose(0, 2, 1), incoming[heads], out=grad_value[heads])
+            dropped = shares if kept is None else shares * kept[heads, asked, seen]
+            grad_value[heads, seen] += np.matmul(dropped.transpose(0, 2, 1), arriving)
         if grad_query is None and grad_key is None and grad_scores is None:
             continue
-        slope = np.matmul(incoming[heads], values[heads].transpose(0, 2, 1))
+        slope = np.matmul(arriving, values[heads, seen].transpose(0, 2, 1))
         if kept is not None:
-            slope *= kept[heads]
-        slope -= np.vecdot(slope, shares)[..., None]
+            slope *= kept[heads, asked, seen]
+        slope -= along[heads, asked]
         slope *= shares
         if grad_scores is not None:
-            grad_scores[heads] = slope
-        slope *= scale
+            grad_scores[heads, asked, seen] = slope
         if grad_query is not None:
-            np.matmul(slope, keys[heads], out=grad_query[heads])
+            grad_query[heads, asked] = np.matmul(slope, keys[heads, seen])
         if grad_key is not None:
-            np.matmul(slope.transpose(0, 2, 1), queries[heads], out=grad_key[heads])
+            # The queries have the scale in them.
+            grad_key[heads, seen] += np.matmul(slope.transpose(0, 2, 1), queries[heads, asked])
+    if grad_query is not None:
+        grad_query *= scale
     gradients: list[Array | None] = [
         None if result is None else result.reshape(shape)
         for result, shape in zip((grad_query, grad_key, grad_value), shapes, strict=False)
     ]
     for shape, needed in zip(shapes[3:], needs[3:], strict=True):
-        full = None if grad_scores is None else grad_scores.reshape(*shapes[0][:-1], num_keys)
+        full = None if grad_scores is None else grad_scores.reshape(*shapes[0][:-1], keys.shape[1])
         gradients.append(unbroadcast(full, shape) if needed and full is not None else None)
     return tuple(gradients)
 
@@ -122,10 +127,24 @@ def _heads(a: Array) -> Array:
     return a.reshape(math.prod(a.shape[:-2]), *a.shape[-2:])
 
 
-def _blocks(num_heads: int, scores_per_head: int) -> list[slice]:
-    # Four times the usual block: a head's scores are a product's output, too, and products like large operands.
-    step = block_length(-(-scores_per_head // 4))
-    return [slice(start, min(start + step, num_heads)) for start in range(0, num_heads, step)]
+def _blocks(num_heads: int, num_queries: int, num_keys: int, is_causal: bool) -> Iterator[tuple[slice, slice, slice]]:
+    """Blocks of heads, queries and keys that are computed at once; a query's keys are all in one block.
+
+    With `is_causal` queries are cut as well, so that keys later than all of them are left out.
+    """
+    size = _CAUSAL_QUERIES if is_causal else max(num_queries, 1)
+    for begin in range(0, num_queries, size):
+        end = min(begin + size, num_queries)
+        num_seen = min(end, num_keys) if is_causal else num_keys
+        # Four times the usual block: scores are a product's output, too, and products like large operands.
+        step = block_length(-(-(end - begin) * num_seen // 4))
+        for start in range(0, num_heads, step):
+            yield slice(start, min(start + step, num_heads)), slice(begin, end), slice(0, num_seen)
+
+
+def _later(num_queries: int, num_keys: int) -> Array:
+    """(L, S): where a key comes after its query."""
+    return np.asarray(np.arange(num_keys) > np.arange(num_queries)[:, None])
 
 
 def _as_added(mask: Array, dtype: Any) -> Array:
@@ -174,7 +193,9 @@ def _self_attention(packed: Array, *rest: Any) -> tuple[Array, Any]:
     num_samples, length, width = packed.shape
     parts = packed.reshape(num_samples, length, 3, num_heads, width // (3 * num_heads)).transpose(2, 0, 3, 1, 4)
     output, saved = _attention(*parts, *more, has_mask, is_causal, scale, p)
-    return output.transpose(0, 2, 1, 3).reshape(num_samples, length, width // 3), saved
+    # A copy in any case: what is saved must not be seen from outside.
+    joined = np.array(output.transpose(0, 2, 1, 3), order="C")
+    return joined.reshape(num_samples, length, width // 3), saved
 
 
 def _self_attention_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradients:
@@ -191,12 +212,30 @@ def _self_attention_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradien
     return (packed, of_mask, of_stays)[: len(needs)]
 
 
+def _attention_flops(shapes: tuple[tuple[int, ...], ...], output: tuple[int, ...], *options: Any) -> Flops:
+    """Counts the scores that are computed: with `is_causal`, not those of blocks that are left out."""
+    is_causal = options[1]
+    blocks = _blocks(math.prod(output[:-2]), shapes[0][-2], shapes[1][-2], is_causal)
+    scores = sum(math.prod(part.stop - part.start for part in block) for block in blocks)
+    by_key, by_value = 2 * scores * shapes[0][-1], 2 * scores * output[-1]
+    return by_key + by_value, (by_value + by_key, by_key, by_value, *[scores] * (len(shapes) - 3))
+
+
+def _self_attention_flops(shapes: tuple[tuple[int, ...], ...], output: tuple[int, ...], *options: Any) -> Flops:
+    num_samples, length, width = output
+    heads = (num_samples, options[0], length, width // options[0])
+    forward, gradients = _attention_flops((heads, heads, heads, *shapes[1:]), heads, *options[1:])
+    return forward, (sum(gradients[:3]), *gradients[3:])
+
+
 SCALED_DOT_PRODUCT_ATTENTION = Operation(
     "scaled_dot_product_attention",
     _attention,
     _attention_vjp,
     "a query (..., L, E), a key (..., S, E), a value (..., S, F), perhaps a mask (..., L, S), and options",
     reads=(0, 1, 2),
+    reads_output=True,
+    flops=_attention_flops,
 )
 
 SELF_ATTENTION = Operation(
@@ -205,6 +244,7 @@ SELF_ATTENTION = Operation(
     _self_attention_vjp,
     "queries, keys and values beside each other, perhaps a mask (..., L, L), and options",
     reads=(0,),
+    flops=_self_attention_flops,
 )
 
 OPERATIONS = (SCALED_DOT_PRODUCT_ATTENTION, SELF_ATTENTION)

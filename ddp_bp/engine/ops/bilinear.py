@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, describe
+from ddp_bp.engine.ops.operation import Array, Flops, Gradients, Needs, Operation, describe
 from ddp_bp.errors import DtypeError, ShapeError
 
 
@@ -63,6 +63,14 @@ def _bilinear_vjp(gradient: Array, saved: Any, needs: Needs, out: Any) -> Gradie
     return grad_a, grad_b, grad_weight, np.add.reduce(incoming, axis=0, out=out[1]) if needs[3] else None
 
 
+def _bilinear_flops(shapes: tuple[tuple[int, ...], ...], output: tuple[int, ...]) -> Flops:
+    num_rows, (num_out, size_a, size_b) = math.prod(output[:-1]), shapes[2]
+    triples, pairs = 2 * num_rows * num_out * size_a * size_b, 2 * num_rows * size_a * size_b
+    bias = (num_rows * num_out,) * (len(shapes) - 3)
+    forward = triples + 2 * num_rows * num_out * size_b + sum(bias)
+    return forward, (triples + pairs, pairs, triples + pairs // 2, *bias)
+
+
 BILINEAR = Operation(
     "bilinear",
     _bilinear,
@@ -70,6 +78,7 @@ BILINEAR = Operation(
     "inputs (..., in1) and (..., in2), a weight (out, in1, in2) and perhaps a bias (out,)",
     reads=(0, 1, 2),
     writes=(2, 3),
+    flops=_bilinear_flops,
 )
 
 OPERATIONS = (BILINEAR,)

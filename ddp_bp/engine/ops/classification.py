@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ddp_bp.engine.ops.exponentials import largest_sum, row_maxima
+from ddp_bp.engine.ops.layout import row_blocks
 from ddp_bp.engine.ops.losses import REDUCTION, check_alike, of_each, reduced
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, describe
 from ddp_bp.errors import DtypeError, ShapeError
@@ -102,65 +104,82 @@ def _cross_entropy(
     of_samples = _sample_weights(numbers, counted, weight, logits.dtype)
     rows = _rows(logits)
     places = np.arange(len(numbers))
-    smooth = None
-    if rows.size == 0:
-        losses = np.zeros(len(numbers), rows.dtype)
-        exponentials = np.zeros_like(rows)
-        totals = np.ones((len(rows), 1), rows.dtype)
-    else:
-        exponentials = rows - np.maximum.reduce(rows, axis=1, keepdims=True)
-        picked = exponentials[places, numbers]
-        if label_smoothing:
-            # Every class gets an equal part of `label_smoothing`, times its own weight.
-            share = label_smoothing / rows.shape[1]
-            parts = np.full(rows.shape[1], share, rows.dtype)
-            if weight is not None:
-                parts *= weight
-            smoothed = exponentials.dot(parts)
-            smooth = (parts, np.add.reduce(parts), counted)
-        np.exp(exponentials, out=exponentials)
-        totals = np.add.reduce(exponentials, axis=1, keepdims=True)
-        logs = np.log(totals[:, 0])
-        losses = logs - picked
+    picked = rows[places, numbers] if rows.size else np.zeros(len(numbers), rows.dtype)
+    parts = None
+    if label_smoothing and rows.size:
+        # Every class gets an equal part of `label_smoothing`, times its own weight.
+        parts = np.full(rows.shape[1], label_smoothing / rows.shape[1], rows.dtype)
+        if weight is not None:
+            parts *= weight
+    exponentials, totals, excess, smoothed = _relative(rows, picked, parts)
+    logs = np.log(totals)
+    losses = logs + excess
+    if counted is not None:
+        # Not a product with 0, which would make NaN of an infinite loss.
+        losses[~counted] = 0
+    if of_samples is not None:
+        losses *= of_samples
+    if parts is not None:
+        losses *= 1.0 - label_smoothing
+        logs *= np.add.reduce(parts)
+        logs -= smoothed
         if counted is not None:
-            # Not a product with 0, which would make NaN of an infinite loss.
-            losses[~counted] = 0
-        if of_samples is not None:
-            losses *= of_samples
-        if smooth is not None:
-            losses *= 1.0 - label_smoothing
-            logs *= smooth[1]
-            logs -= smoothed
-            if counted is not None:
-                logs[~counted] = 0
-            losses += logs
+            logs[~counted] = 0
+        losses += logs
     count = float(numbers.size if of_samples is None else np.add.reduce(of_samples))
     output = losses.reshape(target.shape) if reduction == "none" else reduced(losses, reduction, count)
-    saved = (exponentials, totals, places, numbers, of_samples, smooth, label_smoothing, reduction, count, logits.shape)
-    return output, saved
+    samples = (places, numbers, counted, of_samples)
+    return output, (exponentials, totals, samples, parts, label_smoothing, reduction, count, logits.shape)
+
+
+def _relative(rows: Array, picked: Array, parts: Array | None) -> tuple[Array, Array, Array, Array]:
+    """exp(rows - shift), its sums, shift - picked, and the products of rows - shift with `parts` (zeros if None).
+
+    The shift is the logit of the sample's own class as long as that makes no large numbers: then no maximum need be
+    found, and a small loss is no difference of large numbers. Else it is the largest logit.
+    """
+    num_rows, num_classes = rows.shape
+    exponentials = np.empty_like(rows)
+    totals, excess, smoothed = np.ones(num_rows, rows.dtype), *np.zeros((2, num_rows), rows.dtype)
+    if not rows.size:
+        return exponentials, totals, excess, smoothed
+    ones = np.ones(num_classes, rows.dtype)
+
+    def shifted(part: Array, shift: Array, where: Any, out: Array) -> Array:
+        np.subtract(part, shift[:, None], out=out)
+        if parts is not None:
+            smoothed[where] = out.dot(parts)
+        np.exp(out, out=out)
+        totals[where] = out.dot(ones)
+        return out
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        for block in row_blocks(num_rows, num_classes):
+            shifted(rows[block], picked[block], block, exponentials[block])
+        far = np.flatnonzero(~(totals < largest_sum(rows.dtype)))
+        if far.size:
+            part = rows[far]
+            highest = row_maxima(part)
+            exponentials[far] = shifted(part, highest, far, part)
+            excess[far] = highest - picked[far]
+    return exponentials, totals, excess, smoothed
 
 
 def _cross_entropy_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  # noqa: ARG001
-    exponentials, totals, places, numbers, of_samples, smooth, label_smoothing, reduction, count, shape = saved
-    result = exponentials / totals
-    scale = of_each(gradient, reduction, count)
-    if reduction == "none":
-        scale = scale.reshape(-1, 1)
-    if smooth is None:
-        result[places, numbers] -= 1
-        if of_samples is not None:
-            scale = scale * of_samples[:, None]
+    exponentials, totals, samples, parts, label_smoothing, reduction, count, shape = saved
+    places, numbers, counted, of_samples = samples
+    scales = np.broadcast_to(of_each(gradient, reduction, count).reshape(-1), totals.shape)
+    own = scales if of_samples is None else scales * of_samples
+    if parts is None:
+        result = exponentials * (own / totals)[:, None]
     else:
-        parts, sum_of_parts, counted = smooth
-        own = np.full(len(places), 1.0 - label_smoothing, result.dtype)
-        if of_samples is not None:
-            own *= of_samples
-        result *= (own + sum_of_parts)[:, None]
-        result -= parts
-        result[places, numbers] -= own
         if counted is not None:
-            scale = scale * counted[:, None]
-    result *= scale
+            scales = scales * counted
+        own = own * (1.0 - label_smoothing)
+        result = exponentials * ((own + scales * np.add.reduce(parts)) / totals)[:, None]
+        result -= scales[:, None] * parts
+    if result.size:
+        result[places, numbers] -= own
     return _unrows(result, shape), None
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation
+from ddp_bp.engine.ops.operation import Array, Flops, Gradients, Needs, Operation
 
 Labels: TypeAlias = tuple[int, ...]
 
@@ -166,12 +166,45 @@ def _einsum_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
     return tuple(gradients)
 
 
+def _einsum_flops(shapes: tuple[tuple[int, ...], ...], output: tuple[int, ...], equation: str) -> Flops:  # noqa: ARG001
+    """Of the pairwise contractions; each counts two for a product-and-add, one for a product that nothing sums.
+
+    That which takes the gradient on to the operands before a pair counts with the last of these.
+    """
+    operands = tuple(np.broadcast_to(np.empty(()), shape) for shape in shapes)
+    labels, kept = _parse(equation, operands)
+    sides = _sides(labels, operands)
+
+    def contraction(one: set[int], other: set[int], result: set[int]) -> int:
+        together = one | other
+        return math.prod(sides[label] for label in together) * (2 if together - result else 1)
+
+    # What an operand alone has is summed before anything else.
+    sums = []
+    for term, shape in zip(labels, shapes, strict=True):
+        others = set(kept).union(*(other for other in labels if other is not term))
+        sums.append(math.prod(shape) if set(term) - others else 0)
+    gradients = [0] * len(shapes) if len(shapes) > 1 else [sums[0]]
+    forward, found = sum(sums), set(labels[0])
+    for k in range(1, len(shapes)):
+        later = set(kept).union(*labels[k + 1 :])
+        found &= later | set(labels[k])
+        other = set(labels[k]) & (later | found)
+        wanted = (found | other) & later
+        forward += contraction(found, other, wanted)
+        gradients[k] += contraction(wanted, found, other)
+        gradients[k - 1] += contraction(wanted, other, found)
+        found = wanted
+    return forward, tuple(gradients)
+
+
 EINSUM = Operation(
     "einsum",
     _einsum,
     _einsum_vjp,
     "arrays of one dtype and an equation such as 'bik,bkj->bij', with a term of as many axes for each of them",
     reads_all=True,
+    flops=_einsum_flops,
 )
 
 OPERATIONS = (EINSUM,)

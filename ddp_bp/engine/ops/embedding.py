@@ -34,12 +34,14 @@ def _embedding_vjp(gradient: Array, saved: Any, needs: Needs, out: Any) -> Gradi
         result.fill(0)
     rows = gradient.reshape(len(flat), shape[1])
     # Brought together by row number, in the order in which they came, each number's rows are one sum. That is many
-    # times as fast as adding them one by one, and the order of each sum is fixed.
+    # times as fast as adding them one by one or with `reduceat`, and the order of each sum is fixed.
     order = np.argsort(flat, kind="stable")
     numbers = flat[order]
+    together = rows.take(order, axis=0)
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))
-    if starts.size and shape[1]:
-        result[numbers[starts]] = np.add.reduceat(rows[order], starts, axis=0)
+    ends = [*starts[1:].tolist(), len(flat)]
+    for number, start, end in zip(numbers[starts].tolist(), starts.tolist(), ends[: len(starts)], strict=True):
+        np.add.reduce(together[start:end], axis=0, out=result[number])
     if padding_idx is not None:
         result[padding_idx] = 0
     return result, None

@@ -9,38 +9,67 @@ from typing import Any
 
 import numpy as np
 
+from ddp_bp.engine.ops.exponentials import exponentials, row_maxima
+from ddp_bp.engine.ops.layout import row_blocks
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, describe, floating
 from ddp_bp.errors import DtypeError, ShapeError
 
 
+def _rows(a: Array, axis: int) -> tuple[Array, tuple[int, ...]]:
+    """`a` with `axis` moved to the end as contiguous rows, and the shape before it became rows."""
+    moved = np.moveaxis(a, axis, -1)
+    if not moved.shape[-1]:
+        raise ValueError("the axis is empty")
+    return np.ascontiguousarray(moved).reshape(-1, moved.shape[-1]), moved.shape
+
+
+def _unrows(rows: Array, shape: tuple[int, ...], axis: int) -> Array:
+    return np.moveaxis(rows.reshape(shape), -1, axis)
+
+
 def _softmax(a: Array, axis: int) -> tuple[Array, Any]:
-    a = floating(a)
-    output = a - np.maximum.reduce(a, axis=axis, keepdims=True)
-    np.exp(output, out=output)
-    output /= np.add.reduce(output, axis=axis, keepdims=True)
-    return output, (output, axis)
+    rows, shape = _rows(floating(a), axis)
+    output = np.empty_like(rows)
+    for block in row_blocks(*rows.shape):
+        shares, totals = exponentials(rows[block])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            np.multiply(shares, np.divide(1, totals, out=totals)[:, None], out=output[block])
+    return _unrows(output, shape, axis), (output, shape, axis)
 
 
 def _softmax_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  # noqa: ARG001
-    output, axis = saved
-    result = gradient * output
-    result -= output * np.add.reduce(result, axis=axis, keepdims=True)
-    return (result,)
+    output, shape, axis = saved
+    incoming, _ = _rows(gradient, axis)
+    result = np.empty_like(output)
+    for block in row_blocks(*output.shape):
+        part, shares = result[block], output[block]
+        np.subtract(incoming[block], np.vecdot(incoming[block], shares)[:, None], out=part)
+        part *= shares
+    return (_unrows(result, shape, axis),)
 
 
 def _log_softmax(a: Array, axis: int) -> tuple[Array, Any]:
-    a = floating(a)
-    output = a - np.maximum.reduce(a, axis=axis, keepdims=True)
-    output -= np.log(np.add.reduce(np.exp(output), axis=axis, keepdims=True))
-    return output, (output, axis)
+    rows, shape = _rows(floating(a), axis)
+    output = np.empty_like(rows)
+    ones = np.ones(shape[-1], rows.dtype)
+    for block in row_blocks(*rows.shape):
+        with np.errstate(invalid="ignore"):
+            part = np.subtract(rows[block], row_maxima(rows[block])[:, None], out=output[block])
+            totals = np.exp(part).dot(ones)
+            part -= np.log(totals, out=totals)[:, None]
+    return _unrows(output, shape, axis), (output, shape, axis)
 
 
 def _log_softmax_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  # noqa: ARG001
-    output, axis = saved
-    result = np.exp(output)
-    result *= np.add.reduce(gradient, axis=axis, keepdims=True)
-    np.subtract(gradient, result, out=result)
-    return (result,)
+    output, shape, axis = saved
+    incoming, _ = _rows(gradient, axis)
+    result = np.empty_like(output)
+    ones = np.ones(shape[-1], output.dtype)
+    for block in row_blocks(*output.shape):
+        part = np.exp(output[block], out=result[block])
+        part *= incoming[block].dot(ones)[:, None]
+        np.subtract(incoming[block], part, out=part)
+    return (_unrows(result, shape, axis),)
 
 
 def reduced(losses: Array, reduction: str, count: float | None = None) -> Array:

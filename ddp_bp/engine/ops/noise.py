@@ -9,11 +9,12 @@ import numpy as np
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation
 
 
-def _dropout(a: Array, uniform: Array, p: float) -> tuple[Array, Any]:
-    """`uniform` (a.shape) holds numbers in [0, 1); elements with a number below `p` become 0."""
-    if a.dtype.kind != "f":
-        raise TypeError("the input is not floating")
-    kept = np.greater_equal(uniform, p)
+def _dropout(a: Array, kept: Array, p: float) -> tuple[Array, Any]:
+    """`kept` (a.shape), booleans, says which elements do not become 0; each is False with probability `p`."""
+    if a.dtype.kind != "f" or kept.dtype.kind != "b":
+        raise TypeError("the dtypes are others")
+    if kept.shape != a.shape:
+        raise ValueError("the shapes differ")
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
     output = np.asarray(a * kept)
     output *= scale
@@ -27,6 +28,12 @@ def _dropout_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  # noq
     return result, None
 
 
-DROPOUT = Operation("dropout", _dropout, _dropout_vjp, "floats, as many numbers in [0, 1), and p in [0, 1]")
+DROPOUT = Operation(
+    "dropout",
+    _dropout,
+    _dropout_vjp,
+    "floats, as many booleans, True where one stays, and p in [0, 1]",
+    reads=(1,),
+)
 
 OPERATIONS = (DROPOUT,)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ddp_bp.engine.ops.flops import recurrent_flops
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, describe
 from ddp_bp.errors import DtypeError, InputError, ShapeError
 
@@ -268,6 +269,7 @@ RNN = Operation(
     f"an input, a state, {_WEIGHTS}",
     reads=(0, 1, 2, 3),
     reads_output=True,
+    flops=recurrent_flops,
     writes=(2, 3, 4, 5),
 )
 LSTM = Operation(
@@ -277,6 +279,7 @@ LSTM = Operation(
     f"an input, a hidden and a cell state, {_WEIGHTS}",
     reads=(0, 1, 2, 3, 4),
     reads_output=True,
+    flops=recurrent_flops,
     writes=(3, 4, 5, 6),
 )
 GRU = Operation(
@@ -286,6 +289,7 @@ GRU = Operation(
     f"an input, a state, {_WEIGHTS}",
     reads=(0, 1, 2, 3),
     reads_output=True,
+    flops=recurrent_flops,
     writes=(2, 3, 4, 5),
 )
 

@@ -67,35 +67,47 @@ def _for_block(parameter: Array | None, rows: Array) -> Array | None:
 
 
 def _normalize_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradients:
+    """(g w - mean(g w) - n mean(g w n)) / deviation, with n the normalised rows, w the weights and g the gradient.
+
+    No pass makes g w or n for the means' sake: they are products with w of g and of g (x - mean).
+    """
     rows, means, inverses, weight, shape, parameter_shapes = saved
     num_samples, num_rows, size = rows.shape
     gradients = gradient.reshape(rows.shape)
     result = np.empty(rows.shape, rows.dtype) if needs[0] else None
     grad_weight, grad_bias = np.zeros((2, num_rows, size), rows.dtype)
     weights = _for_block(weight, rows)
-    averaging = np.full(size, 1 / size, rows.dtype)
+    averaging = np.full((num_rows, size), 1 / size, rows.dtype) if weight is None else weight / size
+    step = min(num_samples, block_length(num_rows * size))
+    scratch = np.empty((2, step, num_rows, size), rows.dtype)
+    ones = np.ones(step, rows.dtype)
     for block in row_blocks(num_samples, num_rows * size):
-        incoming = gradients[block]
-        normal = rows[block] * inverses[block] if means is None else (rows[block] - means[block]) * inverses[block]
+        incoming, inverse = gradients[block], inverses[block]
+        length = len(incoming)
+        centred = rows[block] if means is None else np.subtract(rows[block], means[block], out=scratch[0, :length])
+        product = np.multiply(incoming, centred, out=scratch[1, :length])
         if len(needs) > 1 and needs[1]:
-            grad_weight += np.add.reduce(normal * incoming, axis=0)
+            grad_weight += np.matmul(inverse.transpose(1, 2, 0), product.transpose(1, 0, 2))[:, 0]
         if len(needs) > 2 and needs[2]:
-            grad_bias += np.add.reduce(incoming, axis=0)
+            grad_bias += ones[:length].dot(incoming.reshape(length, -1)).reshape(num_rows, size)
         if result is None:
             continue
+        along = np.vecdot(product, averaging)[..., None]
+        along *= inverse
+        along *= inverse
+        along *= inverse
+        np.multiply(centred, along, out=product)
         part = result[block]
         if weights is None:
-            np.copyto(part, incoming)
+            np.multiply(incoming, inverse, out=part)
         else:
-            np.multiply(incoming, weights[: len(part)], out=part)
-        # Scaling a row changes nothing, nor does shifting it where it is centred: no gradient along either.
-        along = np.vecdot(part, normal)
-        along /= size
-        normal *= along[..., None]
+            np.multiply(incoming, weights[:length], out=part)
+            part *= inverse
+        part -= product
         if means is not None:
-            normal += np.dot(part.reshape(-1, size), averaging).reshape(along.shape)[..., None]
-        part -= normal
-        part *= inverses[block]
+            along = np.vecdot(incoming, averaging)[..., None]
+            along *= inverse
+            part -= along
     parameters = [
         _folded(total, wanted) if needed else None
         for total, wanted, needed in zip((grad_weight, grad_bias), parameter_shapes, needs[1:], strict=False)
