@@ -1,0 +1,161 @@
+"""Several hosts on one machine: network namespaces on a bridge, each with a name, processes and an sshd of its own.
+
+Needs root, iproute2 and OpenSSH's server. What happens in it is real: ranks are started over ssh, share neither memory
+nor /proc, and talk TCP over links whose rate and delay can be set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+NETWORK = "10.77.0"
+NEEDED = ("ip", "tc", "unshare", "ssh", "ssh-keygen", "/usr/sbin/sshd")
+
+
+def why_not() -> str | None:
+    """Why no hosts can be made here, or None."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if missing := [name for name in NEEDED if shutil.which(name) is None]:
+        return f"{', '.join(missing)} missing"
+    made = subprocess.run(["ip", "netns", "add", "ddpprobe"], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        return f"network namespaces cannot be made here: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", "ddpprobe"], check=False)
+    return None
+
+
+class Hosts:
+    """Hosts h1, h2, ... with addresses 10.77.0.11, 10.77.0.12, ...; they end with the block."""
+
+    def __init__(self, count: int, folder: Path) -> None:
+        self.names = [f"ddph{number}" for number in range(1, count + 1)]
+        self.addresses = [f"{NETWORK}.{10 + number}" for number in range(1, count + 1)]
+        self._folder = folder
+        self._servers: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Hosts:
+        try:
+            self._make()
+        except BaseException:
+            self._unmake()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._unmake()
+
+    def link(self, rate: str, delay: str) -> None:
+        """Give every host's link a rate, such as 1gbit, and a delay, such as 0.2ms."""
+        for name in self.names:
+            _run("ip", "netns", "exec", name, "tc", "qdisc", "replace", "dev", "eth0", "root", "netem", "delay", delay,
+                 "rate", rate, "limit", "100000")  # fmt: skip
+
+    def mpirun(
+        self, slots: list[int], arguments: list[object], timeout_seconds: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        """Run this interpreter with `arguments` on `slots[i]` ranks of host i, by mpirun on the first one."""
+        hostfile = self._folder / "hostfile"
+        hostfile.write_text("".join(f"{a} slots={n}\n" for a, n in zip(self.addresses, slots, strict=False)))
+        mpirun = [
+            *(str(Path(sys.executable).parent / "mpirun"), "--allow-run-as-root", "--hostfile", str(hostfile)),
+            *("--prefix", sys.prefix, "--bind-to", "none", "--map-by", "slot", "-n", str(sum(slots))),
+            *(
+                "--prtemca",
+                "plm_ssh_args",
+                f"-i {self._key} -F /dev/null -o StrictHostKeyChecking=no -o LogLevel=ERROR",
+            ),
+            *("--mca", "btl_tcp_if_include", f"{NETWORK}.0/24", "--prtemca", "prte_if_include", f"{NETWORK}.0/24"),
+            *("-x", "PYTHONPATH", sys.executable, *map(str, arguments)),
+        ]
+        environment = {**os.environ, "TMPDIR": str(self._temporary(self.names[0]))}
+        process = subprocess.Popen(
+            self._inside(self.names[0], mpirun),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_seconds)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        return subprocess.CompletedProcess(mpirun, process.returncode, stdout, stderr)
+
+    def _make(self) -> None:
+        self._key = self._folder / "key"
+        for name in ("key", "host_key"):
+            _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self._folder / name))
+        _run("ip", "link", "add", "ddpbr", "type", "bridge")
+        _run("ip", "link", "set", "ddpbr", "up")
+        Path("/run/sshd").mkdir(exist_ok=True)
+        for name, address in zip(self.names, self.addresses, strict=True):
+            _run("ip", "netns", "add", name)
+            _run("ip", "link", "add", f"v{name}", "type", "veth", "peer", "name", "eth0", "netns", name)
+            _run("ip", "link", "set", f"v{name}", "master", "ddpbr", "up")
+            for command in (
+                ("ip", "link", "set", "lo", "up"),
+                ("ip", "addr", "add", f"{address}/24", "dev", "eth0"),
+                ("ip", "link", "set", "eth0", "up"),
+            ):
+                _run("ip", "netns", "exec", name, *command)
+            self._start_sshd(name)
+        deadline = time.monotonic() + 10
+        for name, address in zip(self.names, self.addresses, strict=True):
+            reach = self._inside(name, ["ssh", *self._ssh_options(), address, "true"])
+            while subprocess.run(reach, capture_output=True, check=False).returncode:
+                assert time.monotonic() < deadline, f"no sshd on {name}"
+                time.sleep(0.05)
+
+    def _ssh_options(self) -> list[str]:
+        return ["-i", str(self._key), "-F", "/dev/null", "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR"]
+
+    def _start_sshd(self, name: str) -> None:
+        config = self._folder / f"sshd-{name}"
+        config.write_text(
+            f"HostKey {self._folder / 'host_key'}\nAuthorizedKeysFile {self._folder / 'key.pub'}\nPidFile none\n"
+            "PermitRootLogin yes\nStrictModes no\nUsePAM no\nLogLevel ERROR\n"
+            f"SetEnv TMPDIR={self._temporary(name)} PYTHONPATH={os.environ.get('PYTHONPATH', '')}\n"
+        )
+        self._servers.append(
+            subprocess.Popen(
+                self._inside(name, ["/usr/sbin/sshd", "-D", "-e", "-f", str(config)]), start_new_session=True
+            )
+        )
+
+    def _temporary(self, name: str) -> Path:
+        """A temporary folder of the host's own: process numbers, and so names in /tmp, repeat from host to host."""
+        folder = self._folder / f"tmp-{name}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @staticmethod
+    def _inside(name: str, command: list[str]) -> list[str]:
+        script = f'hostname {name}; exec "$@"'
+        return ["ip", "netns", "exec", name, "unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
+                "sh", "-c", script, "sh", *command]  # fmt: skip
+
+    def _unmake(self) -> None:
+        for server in self._servers:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait(5)
+        for name in self.names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "del", "ddpbr"], capture_output=True, check=False)
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")

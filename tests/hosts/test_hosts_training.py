@@ -1,0 +1,68 @@
+"""Training on several hosts, started over ssh: ranks of different hosts share no memory, and the bits are the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hosts import Hosts, why_not
+from support import ddp_bp, run_to_end, summary_of
+
+pytestmark = [pytest.mark.mpi, pytest.mark.hosts]
+
+SAME = ("weights_sha256", "ledger_sha256", "train_loss", "eval_loss", "eval_accuracy")
+JOBS = Path(__file__).parent.parent / "jobs"
+
+RECIPE = """
+[model]
+factory = "job_models:everything"
+[data]
+name = "digits"
+input_shape = [1, 8, 8]
+[train]
+epochs = 1
+batch_size = 71
+shards = 7
+ema_decay = 0.9
+[optimizer]
+name = "lamb"
+lr = 0.01
+clip_norm = 0.5
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    shutil.copy(JOBS / "job_models.py", folder)
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder / "recipe.toml"
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path) -> dict:
+    """The summary of one process."""
+    result = run_to_end(ddp_bp("train", recipe, "--run-dir", recipe.parent / "alone", "--json"), 90)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory):
+    if reason := why_not():
+        pytest.skip(reason)
+    with Hosts(3, tmp_path_factory.mktemp("hosts")) as made:
+        yield made
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("slots", [[1, 1], [1, 1, 1], [2, 1, 2]], ids=["1+1", "1+1+1", "2+1+2"])
+def test_one_hash_whatever_the_hosts(hosts: Hosts, recipe: Path, alone: dict, tmp_path: Path, slots: list[int]) -> None:
+    arguments = ["-m", "ddp_bp", "worker", recipe, "--run-dir", tmp_path / "run"]
+    result = hosts.mpirun(slots, [*arguments, "--set", f"coordinator.host={hosts.addresses[0]}"])
+    assert result.returncode == 0, result.stderr
+    summary = summary_of(tmp_path / "run")
+    assert summary["world_size"] == sum(slots)
+    assert {key: summary[key] for key in SAME} == {key: alone[key] for key in SAME}
