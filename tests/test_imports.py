@@ -24,6 +24,7 @@ LIBRARIES = {
     "wire": {"msgspec"},
     "recipes": {"msgspec"},
     "worker": {"numpy", "msgspec", "zmq"},
+    "bench": {"numpy", "msgspec", "torch"},
     "coordinator": {"numpy", "msgspec", "zmq", "prometheus_client", "starlette", "uvicorn"},
     "cli": {"click", "msgspec", "rich"},
     "errors.py": set(),
@@ -65,6 +66,17 @@ def uses_environment(tree: ast.AST) -> bool:
     return False
 
 
+def imports_torch_at_once(tree: ast.Module) -> bool:
+    """Whether PyTorch is imported anywhere but inside a function, so that a module could not do without it."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom) and any(m.split(".")[0] == "torch" for m in imported(node)):
+            return True
+        waiting += [n for n in ast.iter_child_nodes(node) if not isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return False
+
+
 def violations(package: Path) -> list[str]:
     """Every import, and every use of the environment, that its place in the package does not allow."""
     found = []
@@ -79,6 +91,8 @@ def violations(package: Path) -> list[str]:
                 found.append(f"{name} imports {module}")
         if uses_environment(tree) and name != "cli/environment.py":
             found.append(f"{name} uses the environment")
+        if imports_torch_at_once(tree):
+            found.append(f"{name} cannot be imported without torch")
     return found
 
 
@@ -115,7 +129,10 @@ def append(package: Path, additions: dict[str, str]) -> None:
         ("Rooms are layers", "data/plan.py", "ddp_bp.nn.module"),
         ("The coordinator sees only", "coordinator/state.py", "ddp_bp.parallel.tree"),
         ("Modules and optimizers see only", "optim/sgd.py", "ddp_bp.parallel.membership"),
-        ("Only worker and cli see recipes", "coordinator/config.py", "ddp_bp.recipes.schema"),
+        ("Rooms are layers", "worker/step.py", "ddp_bp.bench.race"),
+        ("Benchmarks do not see the coordinator", "bench/race.py", "ddp_bp.coordinator.ledger"),
+        ("Only worker, bench and cli see recipes", "coordinator/config.py", "ddp_bp.recipes.schema"),
+        ("Only bench.torch_peer imports PyTorch", "bench/summing.py", "torch"),
         ("Only parallel.mpi imports mpi4py", "worker/step.py", "mpi4py"),
     ],
 )
@@ -136,6 +153,7 @@ def test_a_room_without_a_place_is_found(copy: Path) -> None:
 
 def test_every_other_broken_rule_is_found(copy: Path) -> None:
     additions = {
+        "bench/torch_peer.py": "import torch.nn",
         "cli/view.py": "def late():\n    import numpy",
         "data/plan.py": "import os\nos.environ['A'] = '1'",
         "engine/tensor.py": "import importlib\nimportlib.import_module('torch')",
@@ -146,6 +164,7 @@ def test_every_other_broken_rule_is_found(copy: Path) -> None:
     }
     append(copy / "ddp_bp", additions)
     assert violations(copy / "ddp_bp") == [
+        "bench/torch_peer.py cannot be imported without torch",
         "cli/view.py imports numpy",
         "data/plan.py uses the environment",
         "engine/tensor.py imports torch",

@@ -27,6 +27,7 @@ COMMANDS = {
         "Be the coordinator of one job, without starting workers.",
     ),
     "profile": ("ddp_bp.cli.profile", "profile", "Show where the time of training steps goes."),
+    "bench": ("ddp_bp.cli.bench", "bench", "Measure exchange, training steps and scaling, beside MPI and PyTorch."),
     "status": ("ddp_bp.cli.status", "status", "Show how a running job is doing."),
     "stop": ("ddp_bp.cli.stop", "stop", "Save a checkpoint of a running job, and end it."),
     "checkpoint": ("ddp_bp.cli.checkpoint", "checkpoint", "List, verify or take checkpoints."),

@@ -45,11 +45,21 @@ class Communicator(Protocol):
         Between any two ranks, messages match in the order of their lists. No rank names itself.
         """
 
+    def allreduce_sum(self, array: Array) -> None:
+        """Replace `array` (n,) by its sum over all ranks, element by element.
+
+        In which order is up to the implementation, so that this is for comparison and never for what reaches weights or
+        a reported loss.
+        """
+
     def broadcast(self, buffer: Array, root: int) -> None:
         """Overwrite `buffer` with that of rank `root`."""
 
     def allgather_bytes(self, data: bytes) -> list[bytes]:
         """Everyone's `data`, which may differ in length, in rank order. For setting up, not for the training step."""
+
+    def first_ranks(self, count: int) -> Communicator | None:
+        """A communicator of its own for ranks 0 to `count` - 1, which they must close; None on the others."""
 
     def abort(self, exit_code: int) -> NoReturn:
         """End every rank at once, without cleaning up. Not collective: the last resort of one rank."""
@@ -67,6 +77,12 @@ def check_rank_order(slices: Sequence[Bounds], size: int, num_elements: int) -> 
     starts = [*(lo for lo, _ in slices), num_elements]
     if len(slices) != size or starts != ends or any(hi < lo for lo, hi in slices):
         raise ValueError(f"expected {size} contiguous slices of [0, {num_elements}) in rank order, got {list(slices)}")
+
+
+def check_count(count: int, size: int) -> None:
+    """Raise ValueError unless the first `count` of `size` ranks are at least one."""
+    if not 1 <= count <= size:
+        raise ValueError(f"expected a number of ranks from 1 to {size}, got {count}")
 
 
 def as_bytes(array: Array) -> npt.NDArray[np.uint8]:

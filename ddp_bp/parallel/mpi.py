@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from ddp_bp.errors import LaunchError
-from ddp_bp.parallel.communicator import Array, Bounds, as_bytes, check_rank_order
+from ddp_bp.parallel.communicator import Array, Bounds, Communicator, as_bytes, check_count, check_rank_order
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 class MpiCommunicator:
     """Ranks as MPI processes. See `Communicator` for what each method means."""
 
-    def __init__(self, world: MPI.Intracomm) -> None:
+    def __init__(self, world: MPI.Comm) -> None:
         from mpi4py import MPI
 
         self._in_place, self._byte, self._wait_all = MPI.IN_PLACE, MPI.BYTE, MPI.Request.Waitall
+        self._undefined = MPI.UNDEFINED
         self._comm = world.Dup()
         self.rank = self._comm.Get_rank()
         self.size = self._comm.Get_size()
@@ -48,6 +49,9 @@ class MpiCommunicator:
         requests += [self._comm.Isend(array, dest=destination) for destination, array in sends]
         self._wait_all(requests)
 
+    def allreduce_sum(self, array: Array) -> None:
+        self._comm.Allreduce(self._in_place, array)
+
     def broadcast(self, buffer: Array, root: int) -> None:
         self._comm.Bcast(buffer.reshape(-1), root=root)
 
@@ -59,6 +63,15 @@ class MpiCommunicator:
         layout = (lengths.tolist(), offsets[:-1].tolist())
         self._comm.Allgatherv(np.frombuffer(data, np.uint8), [everything, layout, self._byte])
         return [everything[lo:hi].tobytes() for lo, hi in itertools.pairwise(offsets)]
+
+    def first_ranks(self, count: int) -> Communicator | None:
+        check_count(count, self.size)
+        group = self._comm.Split(0 if self.rank < count else self._undefined, self.rank)
+        if self.rank >= count:
+            return None
+        communicator = MpiCommunicator(group)
+        group.Free()
+        return communicator
 
     def abort(self, exit_code: int) -> NoReturn:
         self._comm.Abort(exit_code)

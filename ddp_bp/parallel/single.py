@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from ddp_bp.parallel.communicator import Array, Bounds, check_rank_order
+from ddp_bp.parallel.communicator import Array, Bounds, Communicator, check_count, check_rank_order
 
 
 class SingleCommunicator:
@@ -30,12 +30,19 @@ class SingleCommunicator:
         if sends or receives:
             raise ValueError("rank 0 of 1 has nobody to exchange messages with")
 
+    def allreduce_sum(self, array: Array) -> None:
+        """The sum over one rank is there already."""
+
     def broadcast(self, buffer: Array, root: int) -> None:
         if root != 0:
             raise ValueError(f"broadcast: expected a root below the world size 1, got {root}")
 
     def allgather_bytes(self, data: bytes) -> list[bytes]:
         return [data]
+
+    def first_ranks(self, count: int) -> Communicator | None:
+        check_count(count, 1)
+        return SingleCommunicator()
 
     def abort(self, exit_code: int) -> NoReturn:
         os._exit(exit_code)

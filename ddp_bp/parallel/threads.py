@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from ddp_bp.errors import DeadlineError
-from ddp_bp.parallel.communicator import Array, Bounds, check_rank_order
+from ddp_bp.parallel.communicator import Array, Bounds, Communicator, check_count, check_rank_order
 
 Result = TypeVar("Result")
 
@@ -72,6 +72,11 @@ class ThreadCommunicator:
             np.copyto(array, next(queues[source]))
         self.barrier()
 
+    def allreduce_sum(self, array: Array) -> None:
+        total = np.sum(self._share(array), axis=0, dtype=array.dtype)
+        self.barrier()
+        np.copyto(array, total)
+
     def broadcast(self, buffer: Array, root: int) -> None:
         source = self._share(buffer)[root]
         if source is not buffer:
@@ -82,6 +87,13 @@ class ThreadCommunicator:
         everyone = self._share(data)
         self.barrier()
         return everyone
+
+    def first_ranks(self, count: int) -> Communicator | None:
+        check_count(count, self.size)
+        own = _Board(count, self._board.deadline_seconds) if self.rank == 0 else None
+        board = self._share(own)[0]
+        self.barrier()
+        return ThreadCommunicator(board, self.rank) if self.rank < count else None
 
     def abort(self, exit_code: int) -> NoReturn:
         self._board.barrier.abort()

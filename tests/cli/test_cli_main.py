@@ -52,7 +52,12 @@ def test_help_lists_every_command(call) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [*((name,) for name in COMMANDS), *(("checkpoint", name) for name in ("ls", "verify", "now"))]
+    "command",
+    [
+        *((name,) for name in COMMANDS),
+        *(("checkpoint", name) for name in ("ls", "verify", "now")),
+        *(("bench", name) for name in ("exchange", "training", "scaling")),
+    ],
 )
 def test_every_command_has_help_that_says_what_it_does_and_takes(call, command: tuple[str, ...]) -> None:
     code, out, err = call(*command, "--help")
@@ -69,7 +74,11 @@ def test_every_command_has_help_that_says_what_it_does_and_takes(call, command: 
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "status", "recipes", "checkpoint ls", "checkpoint verify", "checkpoint now"]
+    "command",
+    [
+        *("train", "profile", "status", "recipes", "checkpoint ls", "checkpoint verify", "checkpoint now"),
+        *("bench exchange", "bench training", "bench scaling"),
+    ],
 )
 def test_whatever_prints_a_table_also_prints_json(call, command: str) -> None:
     assert "--json" in call(*command.split(), "--help")[1]

@@ -47,6 +47,34 @@ def check_exchange(comm: Communicator) -> None:
         assert (receives[2 * index + 1][1] == 1000 * other + comm.rank).all()
 
 
+def check_allreduce_sum(comm: Communicator) -> None:
+    for dtype in (np.float32, np.float64, np.int64):
+        array = np.arange(5000).astype(dtype) * (comm.rank + 1)
+        comm.allreduce_sum(array)
+        assert array.dtype == dtype
+        assert (array == np.arange(5000) * (comm.size * (comm.size + 1) // 2)).all()
+
+
+def check_first_ranks(comm: Communicator) -> None:
+    """Each group is one of its own: it can be used while the other ranks do something else."""
+    for count in range(1, comm.size + 1):
+        group = comm.first_ranks(count)
+        assert (group is None) == (comm.rank >= count)
+        if group is not None:
+            assert (group.rank, group.size) == (comm.rank, count)
+            array = np.array([comm.rank + 1.0])
+            group.allreduce_sum(array)
+            assert array == count * (count + 1) / 2
+            group.close()
+    for count in (0, comm.size + 1):
+        try:
+            comm.first_ranks(count)
+        except ValueError as error:
+            assert f"from 1 to {comm.size}, got {count}" in str(error)
+        else:
+            raise AssertionError("a group of no ranks, or of more than there are, was accepted")
+
+
 def check_broadcast(comm: Communicator) -> None:
     for root in range(comm.size):
         buffer = np.full((2, 3), comm.rank, np.float64)
@@ -73,6 +101,8 @@ CHECKS = (
     check_allgather,
     check_allgather_slices,
     check_exchange,
+    check_allreduce_sum,
+    check_first_ranks,
     check_broadcast,
     check_allgather_bytes,
     check_wrong_slices_are_refused,

@@ -1,0 +1,14 @@
+"""Side-by-side benchmarks: our exchange, our steps and how they scale, beside MPI and PyTorch in the same processes.
+
+race.py       several ways to do one thing, timed in turns
+machine.py    the cache, the memory and the page faults of this machine and process; bandwidth of copying
+summing.py    three ways to sum a vector over ranks: ours, MPI's, gloo's
+exchange.py   `ddp-bp bench exchange`: these three by size
+update.py     the sum and an Adam step in one pass, by the bytes that it must move
+models.py     networks and made-up data for whole steps
+torch_peer.py PyTorch's process group and DistributedDataParallel; the only module that imports PyTorch
+training.py   `ddp-bp bench training`: whole steps beside PyTorch's
+scaling.py    `ddp-bp bench scaling`: throughput on 1 to n ranks, memory and page faults
+
+Nothing else knows this room but the command line. It measures the objects that training uses, and changes none of them.
+"""

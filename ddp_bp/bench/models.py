@@ -1,0 +1,125 @@
+"""The networks that whole steps are measured on, with made-up data: multilayer perceptrons under Adam.
+
+Ours are jobs as training assembles them from a recipe, but without files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from ddp_bp.data import Dataset, Loaded, ShardPlan
+from ddp_bp.data.augment import Augment
+from ddp_bp.engine.flat import FlatParameters
+from ddp_bp.engine.random import random_stream
+from ddp_bp.nn import CrossEntropyLoss
+from ddp_bp.nn.models import mlp
+from ddp_bp.optim import Adam
+from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.recipes import Recipe
+from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
+from ddp_bp.worker.assemble import Job
+from ddp_bp.worker.compose import compose
+from ddp_bp.worker.failures import print_failure
+from ddp_bp.worker.objective import Objective
+from ddp_bp.worker.phases import PhaseClock
+from ddp_bp.worker.schedule import Schedule
+
+_NUM_BATCHES = 8
+_SEED = 1
+_INIT_STREAM = 2**62
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """A multilayer perceptron with ReLU. Blocks of steps are timed; a long one evens out what a single step meets."""
+
+    widths: tuple[int, ...]
+    batch_per_rank: int
+    steps_per_block: int
+
+    @property
+    def description(self) -> str:
+        """Such as `64-32-10, batch 32 a rank`."""
+        return f"{'-'.join(map(str, self.widths))}, batch {self.batch_per_rank} a rank"
+
+
+MODELS: Mapping[str, BenchModel] = MappingProxyType(
+    {
+        "tiny": BenchModel((64, 32, 10), 32, 50),
+        "middle": BenchModel((784, 512, 512, 10), 128, 10),
+        "large": BenchModel((784, 2048, 2048, 10), 256, 2),
+    }
+)
+
+
+def made_up_samples(model: BenchModel, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Inputs (count, first width) and classes (count,), the same on all ranks."""
+    rng = np.random.default_rng(_SEED)
+    inputs = rng.standard_normal((count, model.widths[0]), np.float32)
+    return inputs, rng.integers(0, model.widths[-1], count)
+
+
+class OurTraining:
+    """Steps of `model` as training takes them, loading of batches included; one shard a rank."""
+
+    def __init__(self, communicator: Communicator, model: BenchModel) -> None:
+        """Collective."""
+        clock, rank = PhaseClock(PHASE_BUCKETS_SECONDS), communicator.rank
+        composition = compose(
+            communicator,
+            _job(model, communicator.size),
+            clock,
+            lambda error, step: _show_failure(error, rank, step),
+        )
+        self._step = composition.step
+        self._num_steps = 0
+
+    def steps(self, count: int) -> float:
+        """Train for `count` steps; the mean loss of the last one. Collective."""
+        loss = float("nan")
+        for _ in range(count):
+            result = self._step.run(self._num_steps)
+            self._num_steps += 1
+            loss = result.loss / result.weight
+        return loss
+
+
+def _job(model: BenchModel, world_size: int) -> Job:
+    batch_size = model.batch_per_rank * world_size
+    inputs, targets = made_up_samples(model, _NUM_BATCHES * batch_size)
+    num_classes = model.widths[-1]
+    data = Loaded(
+        train=Dataset(inputs, targets),
+        evaluation=None,
+        task="classification",
+        num_classes=num_classes,
+        num_outputs=num_classes,
+        input_shape=inputs.shape[1:],
+        augment=Augment(),
+        vocabulary=None,
+        description="made up",
+    )
+    with random_stream(_SEED, 0, _INIT_STREAM):
+        network = mlp(inputs.shape[1:], num_classes, hidden=model.widths[1:-1])
+    optimizer = Adam(FlatParameters(network.named_parameters()), lr=1e-3)
+    plan, recipe = ShardPlan(len(inputs), batch_size, world_size, _SEED), Recipe()
+    return Job(
+        recipe=recipe,
+        data=data,
+        objective=Objective(network, CrossEntropyLoss(), counts_correct=True),
+        parameters=optimizer.flat,
+        optimizer=optimizer,
+        schedule=Schedule(recipe.schedule, optimizer, plan.steps_per_epoch),
+        plan=plan,
+        total_steps=plan.steps_per_epoch,
+        layout=0,
+    )
+
+
+def _show_failure(error: BaseException, rank: int, step: int) -> None:
+    print_failure(error, rank, step)

@@ -1,0 +1,113 @@
+"""PyTorch as a peer in the same processes: gloo's all-reduce, and DistributedDataParallel in its best settings.
+
+The only module that imports PyTorch, and only when it is asked for it. Without PyTorch there is no peer.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ddp_bp.parallel.communicator import Array, Communicator
+from ddp_bp.parallel.nodes import Nodes
+
+_TIMEOUT = timedelta(seconds=300)
+
+
+class TorchPeer:
+    """PyTorch's default process group over gloo, of the ranks of a communicator."""
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+        self.version = str(torch.__version__)
+
+    def allreduce(self, array: Array) -> Any:
+        """A function without arguments that replaces `array` (n,) by its sum over all ranks, in place."""
+        tensor, distributed = self._torch.from_numpy(array), self._torch.distributed
+        return lambda: distributed.all_reduce(tensor)
+
+    def ddp(
+        self, widths: Sequence[int], inputs: npt.NDArray[np.float32], targets: npt.NDArray[np.int64], bucket_mb: int
+    ) -> DdpTraining:
+        """A network of `widths` under DistributedDataParallel. Collective."""
+        return DdpTraining(self._torch, widths, inputs, targets, bucket_mb)
+
+
+class DdpTraining:
+    """Steps of a multilayer perceptron with cross-entropy and Adam as PyTorch does them fastest on CPUs.
+
+    Gradients are views into the buckets, the graph is declared static, Adam is fused, one thread computes. The batch
+    stays the same and is in memory already, so that nothing is spent on loading data.
+    """
+
+    def __init__(
+        self,
+        torch: Any,
+        widths: Sequence[int],
+        inputs: npt.NDArray[np.float32],
+        targets: npt.NDArray[np.int64],
+        bucket_mb: int,
+    ) -> None:
+        layers: list[Any] = []
+        for width, next_width in pairwise(widths):
+            layers += [torch.nn.Linear(width, next_width), torch.nn.ReLU()]
+        self._model = torch.nn.parallel.DistributedDataParallel(
+            torch.nn.Sequential(*layers[:-1]),
+            bucket_cap_mb=bucket_mb,
+            gradient_as_bucket_view=True,
+            static_graph=True,
+        )
+        self._optimizer = torch.optim.Adam(self._model.parameters(), lr=1e-3, fused=True)
+        self._inputs, self._targets = torch.from_numpy(inputs), torch.from_numpy(targets)
+        self._loss = torch.nn.functional.cross_entropy
+
+    def steps(self, count: int) -> float:
+        """Train for `count` steps; the loss of this rank in the last one. Collective."""
+        loss = None
+        for _ in range(count):
+            self._optimizer.zero_grad()
+            loss = self._loss(self._model(self._inputs), self._targets)
+            loss.backward()
+            self._optimizer.step()
+        return float("nan") if loss is None else float(loss.item())
+
+
+@contextmanager
+def torch_peer(communicator: Communicator, nodes: Nodes) -> Iterator[TorchPeer | None]:
+    """PyTorch's group for as long as the block lasts, or None unless all ranks have PyTorch with gloo. Collective."""
+    try:
+        import torch
+        import torch.distributed as distributed
+
+        is_there = distributed.is_available() and distributed.is_gloo_available()
+    except ImportError:
+        is_there = False
+    if not all(json.loads(data) for data in communicator.allgather_bytes(json.dumps(is_there).encode())):
+        yield None
+        return
+    torch.set_num_threads(1)
+    host = "127.0.0.1" if len(nodes.ranks) == 1 else socket.gethostname()
+    store = None
+    if communicator.rank == 0:
+        store = distributed.TCPStore(host, 0, communicator.size, True, _TIMEOUT, False)
+    address = json.dumps([host, store.port if store else 0]).encode()
+    host, port = json.loads(communicator.allgather_bytes(address)[0])
+    if store is None:
+        store = distributed.TCPStore(host, port, communicator.size, False, _TIMEOUT, False)
+    distributed.init_process_group(
+        "gloo", store=store, rank=communicator.rank, world_size=communicator.size, timeout=_TIMEOUT
+    )
+    try:
+        yield TorchPeer(torch)
+    finally:
+        distributed.destroy_process_group()
+        # The store lives in rank 0, which must not leave before the others have let go of it.
+        communicator.barrier()

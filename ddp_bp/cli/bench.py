@@ -1,0 +1,213 @@
+"""`ddp-bp bench`: the exchange, whole training steps and how they scale, measured beside MPI and PyTorch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ddp_bp.bench.exchange import ExchangeReport, measure_exchange
+from ddp_bp.bench.machine import last_level_cache_bytes
+from ddp_bp.bench.models import MODELS
+from ddp_bp.bench.scaling import ScalingReport, measure_scaling
+from ddp_bp.bench.training import TrainingReport, measure_training
+from ddp_bp.cli import options
+from ddp_bp.cli.bench_output import show_exchange, show_scaling, show_training
+from ddp_bp.cli.environment import launched_ranks
+from ddp_bp.cli.measurement import Answer, Measurement, result_option, run_measurement
+from ddp_bp.cli.options import Function
+from ddp_bp.data.source import suggestion
+from ddp_bp.parallel.communicator import Communicator
+
+DEFAULT_WORKERS = 2
+_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def byte_size(text: str) -> int:
+    """`4096`, `64KiB`, `1MiB` or `1GiB` as a number of bytes, at least one. Raises click.BadParameter."""
+    matched = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", text)
+    num_bytes = int(matched[1]) * _UNITS.get(matched[2].lower(), 0) if matched else 0
+    if not num_bytes:
+        raise click.BadParameter(f"expected a size such as 4096, 64KiB or 1MiB, got {text!r}")
+    return num_bytes
+
+
+def vector_sizes(text: str) -> tuple[int, ...]:
+    """Sizes of vectors of float32, divided by commas, in bytes. Raises click.BadParameter."""
+    sizes = tuple(map(byte_size, text.split(",")))
+    for size in sizes:
+        if size % 4:
+            raise click.BadParameter(f"a vector of float32 takes a multiple of 4 bytes, got {size}")
+    return sizes
+
+
+def model_names(text: str) -> tuple[str, ...]:
+    """Names of models, divided by commas. Raises click.BadParameter."""
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in MODELS:
+            raise click.BadParameter(
+                f"there is no model {name!r}; there is {', '.join(MODELS)}{suggestion(name, MODELS)}"
+            )
+    return names
+
+
+def _parsed_by(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """A callback that gives a command what `parse` makes of the option's text."""
+    return lambda _context, _parameter, text: None if text is None else parse(text)
+
+
+_workers_option = click.option(
+    "-n",
+    "--workers",
+    "num_workers",
+    type=click.IntRange(min=1),
+    help=f"Number of workers.  [default: {DEFAULT_WORKERS}, or those of your own launcher]",
+)
+_models_option = click.option(
+    "--models",
+    callback=_parsed_by(model_names),
+    default=",".join(MODELS),
+    show_default=True,
+    metavar="NAME,...",
+    help="Which networks to train: " + "; ".join(f"{name} is {model.description}" for name, model in MODELS.items()),
+)
+
+
+def _repeats_option(default: int, what: str) -> Callable[[Function], Function]:
+    return click.option(
+        "--repeats", type=click.IntRange(min=1), default=default, show_default=True, help=f"How often {what}."
+    )
+
+
+@click.group()
+def bench() -> None:
+    """Measure exchange, training steps and scaling, beside MPI and PyTorch.
+
+    What is compared takes turns within one run, each turn after a barrier and as long as its slowest rank; times are
+    medians, ratios are medians of the ratios turn by turn. PyTorch is compared with where all ranks have it. Leave the
+    machine alone meanwhile.
+    """
+
+
+@bench.command()
+@_workers_option
+@click.option(
+    "--sizes",
+    callback=_parsed_by(vector_sizes),
+    default="4KiB,64KiB,1MiB,16MiB,64MiB",
+    show_default=True,
+    metavar="SIZE,...",
+    help="Sizes of the vectors of float32 that are summed.",
+)
+@_repeats_option(50, "each way to sum is timed")
+@click.option(
+    "--parameters",
+    "num_parameters",
+    type=click.IntRange(min=1),
+    default=20_000_000,
+    show_default=True,
+    help="Parameters that reduce + Adam is timed on.",
+)
+@click.option(
+    "--cache",
+    "cache_bytes",
+    callback=_parsed_by(byte_size),
+    metavar="SIZE",
+    help="Size of the last-level cache, which all buffers together exceed.  [default: as the kernel says]",
+)
+@options.json_option
+@result_option
+def exchange(
+    num_workers: int | None,
+    sizes: tuple[int, ...],
+    repeats: int,
+    num_parameters: int,
+    cache_bytes: int | None,
+    as_json: bool,
+    result: Path | None,
+) -> int:
+    """Sum vectors over ranks: our exchange, MPI and gloo.
+
+    Timed is from "partials ready" to "every rank can read the sum", of our exchange, of MPI_Allreduce and of gloo's
+    all-reduce. Buffers rotate, so that none is in the cache when its turn comes. Bus bandwidth is that of
+    nccl-tests, 2 (W - 1) / W * bytes / time; its share of copying is W times that over the bytes that all ranks,
+    copying at once, read and write per second.
+
+    Reduce + Adam is one pass over all parameters. At W ranks it must move 4 (W + 6) bytes for each: read W
+    partials, the parameter and two averages; write these three. Shown is how much of the bandwidth of copying that
+    makes.
+    """
+    cache = last_level_cache_bytes() if cache_bytes is None else cache_bytes
+    arguments = ["--sizes", ",".join(map(str, sizes)), "--repeats", str(repeats), "--cache", str(cache)]
+    arguments += ["--parameters", str(num_parameters)]
+
+    def measure(communicator: Communicator) -> ExchangeReport:
+        return measure_exchange(communicator, sizes, num_parameters, repeats, cache)
+
+    show = partial(show_exchange, as_json=as_json)
+    return _run("exchange", arguments, measure, ExchangeReport, show, num_workers, result)
+
+
+@bench.command()
+@_workers_option
+@_models_option
+@_repeats_option(15, "a block of steps is timed")
+@options.json_option
+@result_option
+def training(num_workers: int | None, models: tuple[str, ...], repeats: int, as_json: bool, result: Path | None) -> int:
+    """Whole training steps, beside PyTorch DDP.
+
+    Networks with Adam on made-up data, beside DistributedDataParallel over gloo in the same processes. PyTorch has
+    its best settings: gradients as views into buckets, a static graph, fused Adam, one thread a rank, a batch that
+    is in memory already, and the best of several bucket sizes. Our steps load their batches.
+    """
+    arguments = ["--models", ",".join(models), "--repeats", str(repeats)]
+
+    def measure(communicator: Communicator) -> TrainingReport:
+        return measure_training(communicator, models, repeats)
+
+    show = partial(show_training, as_json=as_json)
+    return _run("training", arguments, measure, TrainingReport, show, num_workers, result)
+
+
+@bench.command()
+@_workers_option
+@_models_option
+@_repeats_option(15, "a block of steps is timed")
+@options.json_option
+@result_option
+def scaling(num_workers: int | None, models: tuple[str, ...], repeats: int, as_json: bool, result: Path | None) -> int:
+    """Samples per second on 1 to n ranks, and memory.
+
+    The batch of a rank is fixed, and all numbers of ranks take turns. Efficiency is the throughput over n times
+    that of one rank. Memory is that of all processes of a node, interpreter and libraries included, where a page
+    that several share counts once (PSS). Faults are minor page faults of a steady step, on the rank that meets
+    most.
+    """
+    arguments = ["--models", ",".join(models), "--repeats", str(repeats)]
+
+    def measure(communicator: Communicator) -> ScalingReport:
+        return measure_scaling(communicator, models, repeats)
+
+    show = partial(show_scaling, as_json=as_json)
+    return _run("scaling", arguments, measure, ScalingReport, show, num_workers, result)
+
+
+def _run(
+    command: str,
+    arguments: list[str],
+    measure: Callable[[Communicator], Answer],
+    answer_type: type[Answer],
+    show: Callable[[Answer], None],
+    num_workers: int | None,
+    result: Path | None,
+) -> int:
+    if num_workers is None and launched_ranks() is None:
+        num_workers = DEFAULT_WORKERS
+    measurement = Measurement("the benchmark", ["bench", command, *arguments], measure, answer_type, show)
+    return run_measurement(measurement, num_workers, result)

@@ -1,0 +1,114 @@
+"""What `ddp-bp bench` shows: tables, or JSON with the same numbers and more."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ddp_bp.bench.exchange import OURS, ExchangeReport
+from ddp_bp.bench.scaling import ScalingReport
+from ddp_bp.bench.training import TrainingReport
+from ddp_bp.cli.output import count_text, print_json, print_table, size_text
+
+_NO_TORCH = "PyTorch is not installed on all ranks: ours alone"
+
+
+def show_exchange(report: ExchangeReport, *, as_json: bool) -> None:
+    """Print what `bench exchange` found out."""
+    if as_json:
+        print_json(msgspec.to_builtins(report))
+        return
+    nodes = "" if report.num_nodes == 1 else f" on {report.num_nodes} nodes"
+    print(f"{_ranks(report.world_size)}{nodes}; {_peers(report.mpi, report.torch)}; medians of {report.repeats}")
+    copy_rate = f"{size_text(round(report.copy_bytes_per_second))}/s"
+    print(
+        f"copying, all ranks at once: {copy_rate} read and written; last-level cache {size_text(report.cache_bytes)}\n"
+    )
+    rows = [
+        (
+            binary_size_text(size.num_bytes),
+            contender.name,
+            short_time_text(contender.seconds),
+            None if contender.name == OURS else f"{contender.ratio:.3g}",
+            f"{size_text(round(contender.bus_bytes_per_second))}/s",
+            f"{contender.copy_share:.1%}",
+        )
+        for size in report.sizes
+        for contender in size.contenders
+    ]
+    print_table(("size", "sum by", "time", f"{OURS} / it", "bus bandwidth", "of copying"), rows)
+    update = report.update
+    print(
+        f"\nreduce + Adam, {count_text(update.num_parameters)} parameters: {short_time_text(update.seconds)} for "
+        f"{size_text(update.bytes_moved)} that must move, {update.copy_share:.1%} of the bandwidth of copying"
+    )
+
+
+def show_training(report: TrainingReport, *, as_json: bool) -> None:
+    """Print what `bench training` found out."""
+    if as_json:
+        print_json(msgspec.to_builtins(report))
+        return
+    print(
+        f"{_ranks(report.world_size)}; {_peers(report.mpi, report.torch)}; medians of {report.blocks} blocks of steps\n"
+    )
+    rows = [
+        (
+            model.name,
+            model.description,
+            f"{model.seconds_per_step * 1e3:.4g}",
+            None if model.ddp is None else f"{model.ddp.seconds_per_step * 1e3:.4g}",
+            None if model.ddp is None else f"{model.ddp.speedup:.3g}",
+            None if model.ddp is None else f"{model.ddp.bucket_mb} MB",
+        )
+        for model in report.models
+    ]
+    print_table(("model", "", "ms a step", "PyTorch DDP", "times as fast", "its best bucket"), rows)
+
+
+def show_scaling(report: ScalingReport, *, as_json: bool) -> None:
+    """Print what `bench scaling` found out."""
+    if as_json:
+        print_json(msgspec.to_builtins(report))
+        return
+    nodes = "" if report.num_nodes == 1 else f" on {report.num_nodes} nodes"
+    print(f"1 to {_ranks(report.world_size)}{nodes}; {report.mpi}; medians of {report.blocks} blocks of steps\n")
+    rows = [
+        (
+            model.name,
+            model.description,
+            ranks.num_ranks,
+            f"{ranks.seconds_per_step * 1e3:.4g}",
+            count_text(round(ranks.samples_per_second)),
+            f"{ranks.efficiency:.3f}",
+            size_text(ranks.node_bytes),
+            f"{ranks.faults_per_step:.3g}",
+        )
+        for model in report.models
+        for ranks in model.ranks
+    ]
+    columns = ("model", "", "ranks", "ms a step", "samples/s", "efficiency", "memory a node", "faults a step")
+    print_table(columns, rows)
+
+
+def binary_size_text(num_bytes: int) -> str:
+    """A number of bytes in the unit that it is a whole number of: `64 KiB`."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes % size == 0:
+            return f"{num_bytes // size} {unit}"
+    return f"{num_bytes} B"
+
+
+def short_time_text(seconds: float) -> str:
+    """A duration below a few seconds, in three digits: `2.31 us`."""
+    for unit, size in (("us", 1e-6), ("ms", 1e-3)):
+        if seconds < 999.5 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def _ranks(count: int) -> str:
+    return f"{count} rank{'s' if count > 1 else ''}"
+
+
+def _peers(mpi: str, torch: str | None) -> str:
+    return f"{mpi}; {_NO_TORCH if torch is None else f'PyTorch {torch}'}"

@@ -1,0 +1,104 @@
+"""Commands that measure something on several ranks and show it: starting the ranks, and getting their answer.
+
+The command that the user called starts itself once more under mpirun, with a file for rank 0 to answer in. Under a
+launcher of the user's own, rank 0 shows the answer. Knows not what is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import click
+import msgspec
+
+from ddp_bp.cli.environment import launched_ranks
+from ddp_bp.cli.processes import end_process_group, mpirun_command, start_mpirun
+from ddp_bp.cli.ranks import run_as_rank
+from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
+from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.worker.failures import together
+
+POLL_SECONDS = 0.2
+_STDERR = 2
+
+Answer = TypeVar("Answer")
+
+result_option = click.option(
+    "--result", type=click.Path(path_type=Path), hidden=True, help="Where ranks that we started answer."
+)
+
+
+@dataclass(frozen=True)
+class Measurement(Generic[Answer]):
+    """What ranks find out together.
+
+    name: what did not finish, in the message that says so.
+    arguments: the command line that asks for the same once more, without the number of ranks.
+    measure: what all ranks do. Collective; what it gives on rank 0 is the answer.
+    answer_type: the type of the answer, which msgspec can write and read.
+    show: prints the answer.
+    check: if given, called with the number of ranks before any is started; raises an InputError if that is in vain.
+    """
+
+    name: str
+    arguments: list[str]
+    measure: Callable[[Communicator], Answer]
+    answer_type: type[Answer]
+    show: Callable[[Answer], None]
+    check: Callable[[int], object] | None = None
+
+
+def run_measurement(measurement: Measurement[Answer], num_workers: int | None, result: Path | None) -> int:
+    """Measure on `num_workers` ranks, or on those of a launcher, or else in this process. Returns the exit code.
+
+    `result`: the file to answer in, if this is one of the ranks that such a command has started.
+    """
+
+    def answer(found: Answer) -> None:
+        if result is not None:
+            result.write_bytes(msgspec.msgpack.encode(found))
+        else:
+            measurement.show(found)
+
+    if num_workers is None or num_workers == 1 or launched_ranks() is not None:
+
+        def work(communicator: Communicator) -> int:
+            found = measurement.measure(communicator)
+            together(communicator, lambda: answer(found) if communicator.rank == 0 else None)
+            return 0
+
+        return run_as_rank(num_workers, work, supervised=result is not None)
+    # Whatever is wrong with the input is found before a process is started.
+    if measurement.check is not None:
+        measurement.check(num_workers)
+    arguments = measurement.arguments
+    with stop_signals() as asked, tempfile.TemporaryDirectory(prefix=f"ddp-bp-{arguments[0]}-") as folder:
+        answer_file = Path(folder) / "result"
+        ranks = ["-n", str(num_workers), "--result", str(answer_file)]
+        code = _run_mpirun(mpirun_command(num_workers, [*arguments, *ranks]), asked)
+        if code == 0 and answer_file.exists():
+            answer(msgspec.msgpack.decode(answer_file.read_bytes(), type=measurement.answer_type))
+            return 0
+    if not asked:
+        print(f"ddp-bp: {measurement.name} did not finish; the first error above says why", file=sys.stderr)
+    return code or 1
+
+
+def _run_mpirun(command: list[str], asked: list[str]) -> int:
+    """Run mpirun to its end; its exit code, or that of the first signal in `asked`, which ends it."""
+    # Stdout is for what we show.
+    mpirun = start_mpirun(command, stdout=_STDERR, stderr=_STDERR)
+    try:
+        while mpirun.poll() is None and not asked:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                mpirun.wait(POLL_SECONDS)
+    finally:
+        end_process_group(mpirun)
+    return STOP_EXIT_CODES[asked[0]] if asked else mpirun.returncode

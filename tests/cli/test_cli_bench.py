@@ -1,0 +1,135 @@
+"""What `ddp-bp bench` accepts, and what it prints."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+
+from ddp_bp.bench.exchange import Contender, ExchangeReport, SizeResult, UpdateResult
+from ddp_bp.bench.scaling import ModelScaling, RanksResult, ScalingReport
+from ddp_bp.bench.training import DdpResult, ModelResult, TrainingReport
+from ddp_bp.cli.bench import byte_size, model_names, vector_sizes
+from ddp_bp.cli.bench_output import (
+    binary_size_text,
+    short_time_text,
+    show_exchange,
+    show_scaling,
+    show_training,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [("1", 1), ("4096", 4096), ("12 B", 12), ("4KiB", 4096), ("1MiB", 2**20), (" 2 gib ", 2**31)],
+)
+def test_sizes_are_in_binary_units(text: str, num_bytes: int) -> None:
+    assert byte_size(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "0", "0KiB", "-4", "1.5MiB", "4KB", "MiB", "4 5"])
+def test_other_sizes_are_refused_with_what_was_expected(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="expected a size such as 4096, 64KiB or 1MiB, got "):
+        byte_size(text)
+
+
+def test_lists_are_divided_by_commas() -> None:
+    assert vector_sizes("4KiB, 64,1MiB") == (4096, 64, 2**20)
+    assert model_names("large, tiny") == ("large", "tiny")
+    with pytest.raises(click.BadParameter, match="multiple of 4 bytes, got 6"):
+        vector_sizes("4,6")
+    with pytest.raises(click.BadParameter, match="'midle'; there is tiny, middle, large; did you mean 'middle'"):
+        model_names("tiny,midle")
+
+
+def test_short_times_and_binary_sizes_as_text() -> None:
+    assert [short_time_text(t) for t in (2.3456e-6, 999.4e-6, 0.9996e-3, 0.0123, 0.99951, 12.3456)] == [
+        *("2.35 us", "999 us", "1 ms", "12.3 ms", "1 s", "12.3 s"),
+    ]
+    assert [binary_size_text(n) for n in (12, 4096, 3 * 2**20, 2**30, 2**20 + 4)] == [
+        *("12 B", "4 KiB", "3 MiB", "1 GiB", "1048580 B"),
+    ]
+
+
+EXCHANGE = ExchangeReport(
+    world_size=2,
+    num_nodes=1,
+    repeats=50,
+    mpi="Some MPI",
+    torch="2.0",
+    cache_bytes=32 * 10**6,
+    copy_bytes_per_second=20e9,
+    sizes=[
+        SizeResult(
+            65536, 55, [Contender("ddp_bp", 12e-6, 1.0, 5.4e9, 0.54), Contender("gloo", 1.2e-3, 0.01, 5.4e7, 0.0054)]
+        )
+    ],
+    update=UpdateResult(20_000_000, 640_000_000, 0.04, 0.8),
+)
+TRAINING = TrainingReport(
+    4,
+    15,
+    "Some MPI",
+    "2.0",
+    [ModelResult("tiny", "4-3, batch 2 a rank", 15, 1.5e-3, DdpResult(25, 4.5e-3, 3.0))],
+)
+SCALING = ScalingReport(
+    1,
+    1,
+    15,
+    "Some MPI",
+    [ModelScaling("tiny", "4-3, batch 2 a rank", [RanksResult(1, 1e-3, 2000.0, 1.0, 10**8, 0.25)])],
+)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def test_the_table_of_the_exchange(capsys: pytest.CaptureFixture[str]) -> None:
+    show_exchange(EXCHANGE, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 ranks; Some MPI; PyTorch 2.0; medians of 50"
+    assert lines[1] == "copying, all ranks at once: 20.0 GB/s read and written; last-level cache 32.0 MB"
+    assert cells(lines[3]) == ["size", "sum by", "time", "ddp_bp / it", "bus bandwidth", "of copying"]
+    assert cells(lines[4]) == ["64 KiB", "ddp_bp", "12 us", "-", "5.4 GB/s", "54.0%"]
+    assert cells(lines[5]) == ["64 KiB", "gloo", "1.2 ms", "0.01", "54.0 MB/s", "0.5%"]
+    assert lines[-1] == (
+        "reduce + Adam, 20 M parameters: 40 ms for 640.0 MB that must move, 80.0% of the bandwidth of copying"
+    )
+
+
+def test_the_table_of_training(capsys: pytest.CaptureFixture[str]) -> None:
+    show_training(TRAINING, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "4 ranks; Some MPI; PyTorch 2.0; medians of 15 blocks of steps"
+    assert cells(lines[2]) == ["model", "ms a step", "PyTorch DDP", "times as fast", "its best bucket"]
+    assert cells(lines[3]) == ["tiny", "4-3, batch 2 a rank", "1.5", "4.5", "3", "25 MB"]
+
+
+def test_without_pytorch_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    alone = ModelResult("tiny", "4-3, batch 2 a rank", 15, 1.5e-3, None)
+    show_training(TrainingReport(2, 15, "Some MPI", None, [alone]), as_json=False)
+    out = capsys.readouterr().out
+    assert "PyTorch is not installed on all ranks: ours alone" in out
+    assert cells(out.splitlines()[3]) == ["tiny", "4-3, batch 2 a rank", "1.5", "-", "-", "-"]
+
+
+def test_the_table_of_scaling(capsys: pytest.CaptureFixture[str]) -> None:
+    show_scaling(SCALING, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1 to 1 rank; Some MPI; medians of 15 blocks of steps"
+    columns = ["model", "ranks", "ms a step", "samples/s", "efficiency", "memory a node", "faults a step"]
+    assert cells(lines[2]) == columns
+    assert cells(lines[3]) == ["tiny", "4-3, batch 2 a rank", "1", "1", "2 k", "1.000", "100.0 MB", "0.25"]
+
+
+@pytest.mark.parametrize(
+    ("show", "report"), [(show_exchange, EXCHANGE), (show_training, TRAINING), (show_scaling, SCALING)]
+)
+def test_json_has_all_that_was_found_out(capsys: pytest.CaptureFixture[str], show, report) -> None:
+    show(report, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["mpi"] == "Some MPI"
+    assert found.keys() == set(report.__struct_fields__)

@@ -1,0 +1,93 @@
+"""`ddp-bp bench` as a command: one small real run of each, with PyTorch and without. Nothing here is about speed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support import REPOSITORY
+
+pytestmark = pytest.mark.mpi
+
+EXCHANGE = ("bench", "exchange", "--sizes", "4KiB,100KiB", "--repeats", 2, "--parameters", 5000, "--cache", "64KiB")
+TRAINING = ("bench", "training", "--models", "tiny", "--repeats", 1)
+SCALING = ("bench", "scaling", "--models", "tiny", "--repeats", 1)
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path) -> dict[str, str]:
+    """An environment in which importing PyTorch fails, as where it is not installed."""
+    (tmp_path / "torch.py").write_text("raise ImportError('no PyTorch here')\n")
+    return {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
+
+
+def ways(report: dict) -> list[list[str]]:
+    return [[contender["name"] for contender in size["contenders"]] for size in report["sizes"]]
+
+
+def test_exchange(run_ddp_bp, without_torch: dict[str, str]) -> None:
+    result = run_ddp_bp(*EXCHANGE, "-n", 3, "--json", **without_torch)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    report = json.loads(result.stdout)
+    assert (report["world_size"], report["num_nodes"], report["repeats"]) == (3, 1, 2)
+    assert (report["torch"], report["cache_bytes"]) == (None, 65536)
+    assert [size["num_bytes"] for size in report["sizes"]] == [4096, 102400]
+    assert ways(report) == [["ddp_bp", "MPI"]] * 2
+    assert report["update"]["bytes_moved"] == 5000 * 4 * 9
+
+
+@pytest.mark.parity
+def test_exchange_beside_gloo(run_ddp_bp) -> None:
+    result = run_ddp_bp(*EXCHANGE, "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["world_size"] == 2, "two are the default"
+    assert report["torch"].startswith("2.")
+    assert ways(report) == [["ddp_bp", "MPI", "gloo"]] * 2
+
+
+@pytest.mark.parity
+def test_training_beside_ddp(run_ddp_bp) -> None:
+    result = run_ddp_bp(*TRAINING, "-n", 2, "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["world_size"] == 2
+    [model] = report["models"]
+    assert model["name"] == "tiny"
+    assert model["ddp"]["bucket_mb"] in (1, 25, 100)
+    assert model["ddp"]["seconds_per_step"] > 0
+
+
+def test_training_without_pytorch_says_so(run_ddp_bp, without_torch: dict[str, str]) -> None:
+    result = run_ddp_bp(*TRAINING, **without_torch)
+    assert result.returncode == 0, result.stderr
+    assert "PyTorch is not installed on all ranks: ours alone" in result.stdout
+
+
+def test_scaling_under_a_launcher_of_the_users_own(mpirun) -> None:
+    result = mpirun(3, ["-m", "ddp_bp", *SCALING, "--json"])
+    assert result.returncode == 0, result.stderr
+    [model] = json.loads(result.stdout)["models"]
+    assert [ranks["num_ranks"] for ranks in model["ranks"]] == [1, 2, 3]
+    assert model["ranks"][0]["efficiency"] == 1
+    memory = [ranks["node_bytes"] for ranks in model["ranks"]]
+    assert memory == sorted(memory)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("exchange", "--sizes", "4KB"), "expected a size such as 4096, 64KiB or 1MiB, got '4KB'"),
+        (("training", "--models", "tinny"), "did you mean 'tiny'?"),
+        (("scaling", "-n", "0"), "0 is not in the range x>=1"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_starts(
+    run_ddp_bp, arguments: tuple[str, ...], message: str
+) -> None:
+    result = run_ddp_bp("bench", *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stdout == ""
