@@ -12,7 +12,7 @@
     |   `-- GraphError            backward on a graph that cannot give it   (also a RuntimeError)
     |-- DistributedError          ranks could not work together
     |   |-- LaunchError           the ranks that started are not the job that was asked for
-    |   |-- DisagreementError     ranks differ in step, parameter layout or membership
+    |   |-- DisagreementError     ranks differ in step, parameter layout, membership or BLAS
     |   |-- DeadlineError         a wait between processes passed its deadline
     |   `-- RemoteError           another rank failed; that rank shows why
     |-- DownloadError             a file could not be had from any of its addresses
@@ -91,7 +91,7 @@ class LaunchError(DistributedError):
 
 
 class DisagreementError(DistributedError):
-    """Ranks differ in step, parameter layout or membership."""
+    """Ranks differ in step, parameter layout, membership or BLAS."""
 
     on_every_rank = True
 

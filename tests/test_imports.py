@@ -23,7 +23,7 @@ LIBRARIES = {
     "checkpoint": {"numpy", "msgspec", "safetensors"},
     "wire": {"msgspec"},
     "recipes": {"msgspec"},
-    "worker": {"numpy", "msgspec", "zmq"},
+    "worker": {"numpy", "msgspec", "zmq", "threadpoolctl"},
     "bench": {"numpy", "msgspec", "torch"},
     "coordinator": {"numpy", "msgspec", "zmq", "prometheus_client", "starlette", "uvicorn"},
     "cli": {"click", "msgspec", "rich"},

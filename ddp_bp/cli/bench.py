@@ -18,6 +18,7 @@ from ddp_bp.bench.training import TrainingReport, measure_training
 from ddp_bp.cli import options
 from ddp_bp.cli.bench_output import show_exchange, show_scaling, show_training
 from ddp_bp.cli.environment import launched_ranks
+from ddp_bp.cli.kernels import settle_kernels
 from ddp_bp.cli.measurement import Answer, Measurement, result_option, run_measurement
 from ddp_bp.cli.options import Function
 from ddp_bp.data.source import suggestion
@@ -120,6 +121,7 @@ def bench() -> None:
     metavar="SIZE",
     help="Size of the last-level cache, which all buffers together exceed.  [default: as the kernel says]",
 )
+@options.bind_option
 @options.json_option
 @result_option
 def exchange(
@@ -128,6 +130,7 @@ def exchange(
     repeats: int,
     num_parameters: int,
     cache_bytes: int | None,
+    binds: bool,
     as_json: bool,
     result: Path | None,
 ) -> int:
@@ -150,16 +153,19 @@ def exchange(
         return measure_exchange(communicator, sizes, num_parameters, repeats, cache)
 
     show = partial(show_exchange, as_json=as_json)
-    return _run("exchange", arguments, measure, ExchangeReport, show, num_workers, result)
+    return _run("exchange", arguments, measure, ExchangeReport, show, num_workers, binds, result)
 
 
 @bench.command()
 @_workers_option
 @_models_option
 @_repeats_option(15, "a block of steps is timed")
+@options.bind_option
 @options.json_option
 @result_option
-def training(num_workers: int | None, models: tuple[str, ...], repeats: int, as_json: bool, result: Path | None) -> int:
+def training(
+    num_workers: int | None, models: tuple[str, ...], repeats: int, binds: bool, as_json: bool, result: Path | None
+) -> int:
     """Whole training steps, beside PyTorch DDP.
 
     Networks with Adam on made-up data, beside DistributedDataParallel over gloo in the same processes. PyTorch has
@@ -172,16 +178,19 @@ def training(num_workers: int | None, models: tuple[str, ...], repeats: int, as_
         return measure_training(communicator, models, repeats)
 
     show = partial(show_training, as_json=as_json)
-    return _run("training", arguments, measure, TrainingReport, show, num_workers, result)
+    return _run("training", arguments, measure, TrainingReport, show, num_workers, binds, result)
 
 
 @bench.command()
 @_workers_option
 @_models_option
 @_repeats_option(15, "a block of steps is timed")
+@options.bind_option
 @options.json_option
 @result_option
-def scaling(num_workers: int | None, models: tuple[str, ...], repeats: int, as_json: bool, result: Path | None) -> int:
+def scaling(
+    num_workers: int | None, models: tuple[str, ...], repeats: int, binds: bool, as_json: bool, result: Path | None
+) -> int:
     """Samples per second on 1 to n ranks, and memory.
 
     The batch of a rank is fixed, and all numbers of ranks take turns. Efficiency is the throughput over n times
@@ -195,7 +204,7 @@ def scaling(num_workers: int | None, models: tuple[str, ...], repeats: int, as_j
         return measure_scaling(communicator, models, repeats)
 
     show = partial(show_scaling, as_json=as_json)
-    return _run("scaling", arguments, measure, ScalingReport, show, num_workers, result)
+    return _run("scaling", arguments, measure, ScalingReport, show, num_workers, binds, result)
 
 
 def _run(
@@ -205,9 +214,18 @@ def _run(
     answer_type: type[Answer],
     show: Callable[[Answer], None],
     num_workers: int | None,
+    binds: bool,
     result: Path | None,
 ) -> int:
     if num_workers is None and launched_ranks() is None:
         num_workers = DEFAULT_WORKERS
-    measurement = Measurement("the benchmark", ["bench", command, *arguments], measure, answer_type, show)
+    measurement = Measurement(
+        name="the benchmark",
+        arguments=["bench", command, *arguments],
+        measure=measure,
+        answer_type=answer_type,
+        show=show,
+        kernels=settle_kernels(None),
+        binds=binds,
+    )
     return run_measurement(measurement, num_workers, result)

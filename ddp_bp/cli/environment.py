@@ -6,11 +6,19 @@ It must be importable before NumPy is, because a BLAS library reads its settings
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import MutableMapping
 from pathlib import Path
+from typing import NoReturn
+
+from ddp_bp.cli.processor import Processor
 
 # One thread each: how a BLAS cuts a product among threads changes its bits, and ranks share the cores anyway.
 _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+# The kernels that OpenBLAS is to take, whatever it would choose; and why, where it was a process of ours that set it.
+_KERNELS = "OPENBLAS_CORETYPE"
+_KERNELS_REASON = "DDP_BP_KERNELS_REASON"
 
 # Launchers tell their processes how many there are and which one each is. The first pair that is set counts: mpirun of
 # Open MPI, Hydra (MPICH, Intel MPI), and srun, in whose steps either of the others may run.
@@ -25,6 +33,35 @@ def prepare_blas(environment: MutableMapping[str, str] = os.environ) -> None:
     """Limit BLAS to one thread, in this process if NumPy is not loaded yet, and in those that it starts."""
     for name in _BLAS_THREADS:
         environment[name] = "1"
+
+
+def kernels_asked_for(environment: MutableMapping[str, str] = os.environ) -> tuple[str, str] | None:
+    """(OpenBLAS' name of the kernels that it is told to take, why), or None if it is to choose."""
+    kernels = environment.get(_KERNELS)
+    return (kernels, environment.get(_KERNELS_REASON, f"{_KERNELS} in the environment")) if kernels else None
+
+
+def drop_impossible_kernels(
+    processor: Processor, environment: MutableMapping[str, str] = os.environ
+) -> tuple[str, list[str]] | None:
+    """Forget kernels that would kill the process. To be called before NumPy is loaded.
+
+    Returns:
+        The name that was forgotten and the processor flags that these kernels need, or None if all is well.
+    """
+    kernels = environment.get(_KERNELS, "")
+    lacking = processor.lacks(kernels)
+    if not lacking:
+        return None
+    del environment[_KERNELS]
+    return kernels, lacking
+
+
+def restart_with_kernels(kernels: str, why: str) -> NoReturn:
+    """Run the command line of this process anew, in its place, with OpenBLAS told to take these kernels."""
+    sys.stdout.flush()
+    environment = {**os.environ, _KERNELS: kernels, _KERNELS_REASON: why}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def launched_ranks(environment: MutableMapping[str, str] = os.environ) -> tuple[int, int] | None:

@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from ddp_bp._version import __version__
-from ddp_bp.cli.environment import prepare_blas
+from ddp_bp.cli.environment import drop_impossible_kernels, kernels_asked_for, prepare_blas
+from ddp_bp.cli.processor import this_processor
 from ddp_bp.errors import DdpError
 
 # name: (module, function, one line of help)
@@ -66,6 +67,13 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code: 0 done, 1 failed, 2 unusable input, 130/143 stopped by a signal."""
     prepare_blas()
+    if kernels_asked_for() and (dropped := drop_impossible_kernels(this_processor())):
+        name, lacking = dropped
+        print(
+            f"ddp-bp: warning: OPENBLAS_CORETYPE = {name} is not followed on this host, "
+            f"whose processor lacks {', '.join(lacking)}",
+            file=sys.stderr,
+        )
     try:
         code: Any = cli.main(args=arguments, prog_name="ddp-bp", standalone_mode=False)
     except click.exceptions.Abort:

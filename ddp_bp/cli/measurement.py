@@ -19,10 +19,12 @@ import click
 import msgspec
 
 from ddp_bp.cli.environment import launched_ranks
+from ddp_bp.cli.kernels import Kernels
 from ddp_bp.cli.processes import end_process_group, mpirun_command, start_mpirun
 from ddp_bp.cli.ranks import run_as_rank
 from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
 from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.worker.binding import bind_to_own_cores
 from ddp_bp.worker.failures import together
 
 POLL_SECONDS = 0.2
@@ -44,6 +46,8 @@ class Measurement(Generic[Answer]):
     measure: what all ranks do. Collective; what it gives on rank 0 is the answer.
     answer_type: the type of the answer, which msgspec can write and read.
     show: prints the answer.
+    kernels: the BLAS kernels that all ranks are to have.
+    binds: whether each rank keeps to cores of its own.
     check: if given, called with the number of ranks before any is started; raises an InputError if that is in vain.
     """
 
@@ -52,6 +56,8 @@ class Measurement(Generic[Answer]):
     measure: Callable[[Communicator], Answer]
     answer_type: type[Answer]
     show: Callable[[Answer], None]
+    kernels: Kernels
+    binds: bool
     check: Callable[[int], object] | None = None
 
 
@@ -60,6 +66,8 @@ def run_measurement(measurement: Measurement[Answer], num_workers: int | None, r
 
     `result`: the file to answer in, if this is one of the ranks that such a command has started.
     """
+
+    kernels = measurement.kernels
 
     def answer(found: Answer) -> None:
         if result is not None:
@@ -70,19 +78,23 @@ def run_measurement(measurement: Measurement[Answer], num_workers: int | None, r
     if num_workers is None or num_workers == 1 or launched_ranks() is not None:
 
         def work(communicator: Communicator) -> int:
+            together(communicator, kernels.check)
+            if measurement.binds:
+                bind_to_own_cores(communicator)
             found = measurement.measure(communicator)
             together(communicator, lambda: answer(found) if communicator.rank == 0 else None)
             return 0
 
         return run_as_rank(num_workers, work, supervised=result is not None)
     # Whatever is wrong with the input is found before a process is started.
+    kernels.check()
     if measurement.check is not None:
         measurement.check(num_workers)
     arguments = measurement.arguments
     with stop_signals() as asked, tempfile.TemporaryDirectory(prefix=f"ddp-bp-{arguments[0]}-") as folder:
         answer_file = Path(folder) / "result"
-        ranks = ["-n", str(num_workers), "--result", str(answer_file)]
-        code = _run_mpirun(mpirun_command(num_workers, [*arguments, *ranks]), asked)
+        ranks = ["-n", str(num_workers), "--result", str(answer_file), *([] if measurement.binds else ["--no-bind"])]
+        code = _run_mpirun(mpirun_command(num_workers, [*arguments, *ranks], kernels.asked_for), asked)
         if code == 0 and answer_file.exists():
             answer(msgspec.msgpack.decode(answer_file.read_bytes(), type=measurement.answer_type))
             return 0

@@ -30,6 +30,14 @@ resume_option = click.option(
     help="What to go on from: the newest valid checkpoint in the run directory, nothing, or this checkpoint's folder.",
 )
 
+bind_option = click.option(
+    "--bind/--no-bind",
+    "binds",
+    default=True,
+    show_default=True,
+    help="Keep each rank to cores of its own, where there is a core for each.",
+)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 
 run_dir_argument = click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))

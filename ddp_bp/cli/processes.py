@@ -86,8 +86,10 @@ def start_coordinator(
     return started
 
 
-def mpirun_command(num_workers: int, worker_arguments: list[str]) -> list[str]:
+def mpirun_command(num_workers: int, worker_arguments: list[str], kernels: str | None = None) -> list[str]:
     """The mpirun line that starts the workers with this interpreter.
+
+    `kernels`: what OpenBLAS is to be told on every host, if anything.
 
     Raises LaunchError if there is no mpirun beside this interpreter nor on the PATH.
     """
@@ -100,11 +102,17 @@ def mpirun_command(num_workers: int, worker_arguments: list[str]) -> list[str]:
         )
     version = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
     options: list[str] = []
+    setting = f"OPENBLAS_CORETYPE={kernels}"
+    if "HYDRA" in version and kernels is not None:
+        options += ["-genv", *setting.split("=")]
     if "Open MPI" in version or "OpenRTE" in version:
         if os.geteuid() == 0:
             options.append("--allow-run-as-root")
         # mpirun counts cores and not threads, and containers have fewer of either: how many fit is for the user to say.
+        # It also binds to cores that this process may not use, so workers bind themselves.
         options += ["--oversubscribe", "--bind-to", "none"]
+        if kernels is not None:
+            options += ["-x", setting]
         if num_workers > len(os.sched_getaffinity(0)):
             # Ranks that wait must leave the core to those that compute.
             options += ["--mca", "mpi_yield_when_idle", "true"]

@@ -9,12 +9,14 @@ import msgspec
 
 from ddp_bp.cli import options
 from ddp_bp.cli.environment import user_cache
+from ddp_bp.cli.kernels import settle_kernels
 from ddp_bp.cli.measurement import Measurement, result_option, run_measurement
 from ddp_bp.cli.profile_output import ProfileFiles, show_report
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.recipes import Recipe, load_recipe
 from ddp_bp.recipes.schema import resolve
 from ddp_bp.worker.assemble import Job, assemble
+from ddp_bp.worker.blas import check_same_blas, gather_blas
 from ddp_bp.worker.factory import model_problems
 from ddp_bp.worker.failures import together
 from ddp_bp.worker.profiling.measure import RankProfile, measure
@@ -34,6 +36,7 @@ class Start(msgspec.Struct, frozen=True):
     "--steps", "num_steps", type=click.IntRange(min=1), default=10, show_default=True, help="Steps to look at."
 )
 @options.set_option
+@options.bind_option
 @click.option(
     "--trace",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -51,6 +54,7 @@ def profile(
     num_workers: int | None,
     num_steps: int,
     overrides: tuple[str, ...],
+    binds: bool,
     trace: Path | None,
     graph: Path | None,
     as_json: bool,
@@ -63,7 +67,6 @@ def profile(
     """
     files = ProfileFiles(trace, graph)
     files.check()
-
     measurement = Measurement(
         name="profiling",
         arguments=[
@@ -73,6 +76,8 @@ def profile(
         measure=lambda communicator: _measure(communicator, recipe, overrides, num_steps),
         answer_type=list[RankProfile],
         show=lambda profiles: show_report(recipe, profiles, files.write(recipe, profiles), as_json=as_json),
+        kernels=settle_kernels(recipe, overrides, None, "never"),
+        binds=binds,
         check=lambda world_size: _assemble(recipe, overrides, world_size),
     )
     return run_measurement(measurement, num_workers, result)
@@ -86,9 +91,17 @@ def _assemble(name: str, overrides: tuple[str, ...], world_size: int) -> tuple[S
 
 def _measure(communicator: Communicator, name: str, overrides: tuple[str, ...], num_steps: int) -> list[RankProfile]:
     """Build the job on every rank, and measure it. Collective."""
-    first = together(
-        communicator, lambda: _assemble(name, overrides, communicator.size) if communicator.rank == 0 else None
-    )
+    ranks_blas = gather_blas(communicator)
+
+    def begin() -> tuple[Start, Job] | None:
+        if communicator.rank != 0:
+            return None
+        made = _assemble(name, overrides, communicator.size)
+        if not made[0].recipe.blas.allow_mixed:
+            check_same_blas(ranks_blas)
+        return made
+
+    first = together(communicator, begin)
     told = communicator.allgather_bytes(msgspec.json.encode(first[0]) if first else b"")[0]
     start = msgspec.json.decode(told, type=Start)
 

@@ -16,8 +16,9 @@ from typing import IO
 import click
 
 from ddp_bp.cli import options
+from ddp_bp.cli.kernels import Kernels, settle_kernels
 from ddp_bp.cli.output import print_json
-from ddp_bp.cli.prepare import Prepared, prepare
+from ddp_bp.cli.prepare import Prepared, prepare, warn
 from ddp_bp.cli.processes import (
     CoordinatorProcess,
     end_process_group,
@@ -41,17 +42,26 @@ COORDINATOR_END_SECONDS = 60.0
 @options.set_option
 @options.run_dir_option
 @options.resume_option
+@options.bind_option
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout, and the progress on stderr."
 )
 def train(
-    recipe: str, num_workers: int, overrides: tuple[str, ...], run_dir: Path | None, resume: str, as_json: bool
+    recipe: str,
+    num_workers: int,
+    overrides: tuple[str, ...],
+    run_dir: Path | None,
+    resume: str,
+    binds: bool,
+    as_json: bool,
 ) -> int:
     """Train RECIPE, a packaged name (see `ddp-bp recipes`) or the path of a .toml file, on N workers.
 
     Everything is checked before a process is started. Ctrl-C once saves a checkpoint and ends; the same command with
     --run-dir goes on from there, with any number of workers, and ends with the same weights to the bit.
     """
+    kernels = settle_kernels(recipe, overrides, run_dir, resume)
+    kernels.check()
     run_dir = run_dir or options.default_run_dir(recipe)
     view = TrainingView(to_stderr=as_json)
     with contextlib.redirect_stdout(sys.stderr):  # what a model of the user's own prints is no part of our output
@@ -61,7 +71,7 @@ def train(
     if summary is not None and resume == "auto" and is_saved:
         view.say(f"{run_dir} is trained to the end already; train.epochs or train.max_steps may be raised")
     else:
-        code = _run(prepared, _Invocation(recipe, overrides, num_workers), view)
+        code = _run(prepared, _Invocation(recipe, overrides, num_workers, binds), kernels, view)
         if code != 0:
             return code
         summary = json.loads((run_dir / SUMMARY_FILE).read_bytes())
@@ -79,27 +89,35 @@ class _Invocation:
     recipe: str
     overrides: tuple[str, ...]
     num_workers: int
+    binds: bool
 
     def to_go_on(self, run_dir: Path) -> str:
         """The command that goes on with the run, to be pasted into a shell."""
         beside = Path(sys.executable).parent / "ddp-bp"
         is_on_path = shutil.which("ddp-bp") is not None or not beside.exists()
         command = ["ddp-bp" if is_on_path else str(beside), "train", self.recipe]
-        command += ["-n", str(self.num_workers), *self.set_options(), "--run-dir", str(run_dir)]
+        command += ["-n", str(self.num_workers), *self.set_options(), "--run-dir", str(run_dir), *self.bind_options()]
         return shown_command(command)
 
     def set_options(self) -> list[str]:
         return [argument for override in self.overrides for argument in ("--set", override)]
 
+    def bind_options(self) -> list[str]:
+        return [] if self.binds else ["--no-bind"]
 
-def _run(prepared: Prepared, asked_for: _Invocation, view: TrainingView) -> int:
+
+def _run(prepared: Prepared, asked_for: _Invocation, kernels: Kernels, view: TrainingView) -> int:
     run_dir, num_workers = prepared.run.path, asked_for.num_workers
     resume = str(prepared.checkpoint.path) if prepared.checkpoint else "never"
     arguments = ["worker", asked_for.recipe, "--run-dir", str(run_dir), "--resume", resume, *asked_for.set_options()]
-    mpirun = mpirun_command(num_workers, [])
-    prepared.run.create(prepared.recipe, describe_environment(mpirun=mpirun))
+    arguments += asked_for.bind_options()
+    mpirun = mpirun_command(num_workers, [], kernels.asked_for)
+    prepared.run.create(prepared.recipe, describe_environment(mpirun=mpirun, kernels_chosen_by=kernels.why))
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
     view.say(prepared.job.data.description)
+    view.say(kernels.line())
+    if kernels.warning:
+        warn(kernels.warning)
     if prepared.checkpoint is not None:
         view.say(f"going on from step {prepared.checkpoint.manifest.step}: {prepared.checkpoint.path}")
     with stop_signals() as asked:
@@ -111,6 +129,7 @@ def _run(prepared: Prepared, asked_for: _Invocation, view: TrainingView) -> int:
             command = mpirun_command(
                 num_workers,
                 [*arguments, "--coordinator", address.address, "--world-size", str(num_workers), "--supervised"],
+                kernels.asked_for,
             )
             view.say(f"coordinator {address.url} (live page, /metrics, /api/status)")
             view.say(shown_command(command))

@@ -12,6 +12,7 @@ import msgspec
 from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli import options
 from ddp_bp.cli.environment import user_cache
+from ddp_bp.cli.kernels import Kernels, settle_kernels
 from ddp_bp.cli.prepare import prepare, warn
 from ddp_bp.cli.processes import CoordinatorProcess, start_coordinator
 from ddp_bp.cli.ranks import run_as_rank
@@ -20,6 +21,8 @@ from ddp_bp.coordinator.client import read_address
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.recipes.schema import Recipe, identity
 from ddp_bp.worker.assemble import Job, assemble
+from ddp_bp.worker.binding import bind_to_own_cores
+from ddp_bp.worker.blas import check_same_blas, gather_blas
 from ddp_bp.worker.failures import together
 from ddp_bp.worker.run import RunSettings, run_worker
 from ddp_bp.worker.rundir import SUMMARY_FILE, describe_environment
@@ -37,6 +40,7 @@ class Invocation:
     resume: str
     coordinator: str | None
     supervised: bool
+    binds: bool
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -46,6 +50,7 @@ class Start(msgspec.Struct, frozen=True):
     base: str
     address: str
     resumes: bool
+    binds: bool
 
 
 @click.command()
@@ -53,6 +58,7 @@ class Start(msgspec.Struct, frozen=True):
 @options.set_option
 @options.run_dir_option
 @options.resume_option
+@options.bind_option
 @click.option(
     "--coordinator", metavar="ADDRESS", help="tcp://HOST:PORT of a coordinator; without it rank 0 starts one."
 )
@@ -65,6 +71,7 @@ def worker(
     overrides: tuple[str, ...],
     run_dir: Path | None,
     resume: str,
+    binds: bool,
     coordinator: str | None,
     world_size: int | None,
     supervised: bool,
@@ -74,17 +81,24 @@ def worker(
     For example `mpirun -n 4 ddp-bp worker digits`, or srun, or mpiexec of another MPI: whichever belongs to the MPI
     library that mpi4py uses. Without a launcher it is a job of one process.
     """
-    invocation = Invocation(recipe, overrides, run_dir, resume, coordinator, supervised)
-    return run_as_rank(world_size, lambda communicator: _work(communicator, invocation), supervised=supervised)
+    kernels = settle_kernels(recipe, overrides, run_dir, resume)
+    invocation = Invocation(recipe, overrides, run_dir, resume, coordinator, supervised, binds)
+    return run_as_rank(world_size, lambda communicator: _work(communicator, invocation, kernels), supervised=supervised)
 
 
-def _work(communicator: Communicator, invocation: Invocation) -> int:
+def _work(communicator: Communicator, invocation: Invocation, kernels: Kernels) -> int:
+    together(communicator, kernels.check)
+    ranks_blas = gather_blas(communicator)
     with contextlib.ExitStack() as stack:
         first = together(
-            communicator, lambda: _Root(communicator, invocation, stack) if communicator.rank == 0 else None
+            communicator,
+            lambda: _Root(communicator, invocation, kernels, ranks_blas, stack) if communicator.rank == 0 else None,
         )
         told = communicator.allgather_bytes(msgspec.json.encode(first.start) if first else b"")[0]
         start = msgspec.json.decode(told, type=Start)
+        if start.binds:
+            # The coordinator, which rank 0 may have started, keeps out of this.
+            bind_to_own_cores(communicator)
         job = together(
             communicator,
             lambda: (
@@ -105,7 +119,14 @@ def _work(communicator: Communicator, invocation: Invocation) -> int:
 class _Root:
     """What rank 0 does for all: it prepares the run, and starts a coordinator if none was named."""
 
-    def __init__(self, communicator: Communicator, invocation: Invocation, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self,
+        communicator: Communicator,
+        invocation: Invocation,
+        kernels: Kernels,
+        ranks_blas: list[tuple[str, str]],
+        stack: contextlib.ExitStack,
+    ) -> None:
         self._invocation = invocation
         self.run_dir = invocation.run_dir or options.default_run_dir(invocation.recipe)
         prepared = prepare(
@@ -117,10 +138,15 @@ class _Root:
             checked=invocation.supervised,
             starts_coordinator=invocation.coordinator is None,
         )
+        if not prepared.recipe.blas.allow_mixed:
+            check_same_blas(ranks_blas)
         self.job: Job = prepared.job
         self.checkpoint: Checkpoint | None = prepared.checkpoint
         if not invocation.supervised:
-            prepared.run.create(prepared.recipe, describe_environment(communicator=communicator.describe()))
+            prepared.run.create(
+                prepared.recipe,
+                describe_environment(communicator=communicator.describe(), kernels_chosen_by=kernels.why),
+            )
             (self.run_dir / SUMMARY_FILE).unlink(missing_ok=True)
         self._coordinator: CoordinatorProcess | None = None
         address = invocation.coordinator
@@ -133,8 +159,12 @@ class _Root:
             located = read_address(self.run_dir)
             address = located.address
             print(f"coordinator {located.url} (live page, /metrics, /api/status)")
-            print(f"{communicator.size} ranks, {communicator.describe()}", flush=True)
-        self.start = Start(prepared.recipe, str(prepared.base), address, prepared.checkpoint is not None)
+            print(f"{communicator.size} ranks, {communicator.describe()}")
+            print(kernels.line(), flush=True)
+            if kernels.warning:
+                warn(kernels.warning)
+        resumes = prepared.checkpoint is not None
+        self.start = Start(prepared.recipe, str(prepared.base), address, resumes, invocation.binds)
 
     def announce(self, line: str) -> None:
         """Print progress where nobody else does."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from ddp_bp.recipes.blas import BlasSection
 from ddp_bp.recipes.optimization import LossSection, OptimizerSection, ScheduleSection
 from ddp_bp.recipes.section import (
     Count,
@@ -162,6 +163,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: CheckpointSection = CheckpointSection()
     exchange: ExchangeSection = ExchangeSection()
     coordinator: CoordinatorSection = CoordinatorSection()
+    blas: BlasSection = BlasSection()
 
     def conflicts(self) -> list[str]:
         """Problems that no single section shows, one line each."""
@@ -174,8 +176,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         return problems
 
 
-# What may differ between the first start of a run and a resume: how long, when to save, and where to listen. Anything
-# else would make it another run, whose bits could not be the same.
+# What may differ between the first start of a run and a resume: how long, when to save, where to listen, and kernels,
+# since the machine may be another one. Anything else would make it another run, whose bits could not be the same.
 CHANGEABLE = (
     "title",
     "train.epochs",
@@ -185,6 +187,7 @@ CHANGEABLE = (
     "checkpoint",
     "exchange",
     "coordinator",
+    "blas",
 )
 
 

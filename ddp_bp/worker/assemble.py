@@ -38,6 +38,7 @@ from ddp_bp.optim import (
 from ddp_bp.recipes.load import encode
 from ddp_bp.recipes.optimization import OptimizerSection
 from ddp_bp.recipes.schema import ModelSection, Recipe
+from ddp_bp.worker.blas import blas_in_use
 from ddp_bp.worker.factory import build_model
 from ddp_bp.worker.loss import build_loss, loss_problems
 from ddp_bp.worker.objective import Objective
@@ -138,7 +139,12 @@ def assemble(recipe: Recipe, base: Path, *, check_data: bool, cache: Path | None
 
 def versions() -> dict[str, str]:
     """The versions that decide which bits a computation gives."""
-    return {"ddp_bp": __version__, "numpy": np.__version__, "python": platform.python_version()}
+    return {
+        "ddp_bp": __version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "blas": str(blas_in_use()),
+    }
 
 
 def _problems(recipe: Recipe, data: Loaded) -> list[str]:
@@ -193,6 +199,7 @@ def _fingerprint(recipe: Recipe, parameters: FlatParameters, data: Loaded) -> in
     digest = hashlib.sha256(encode(recipe))
     digest.update(repr([(slot.name, slot.shape) for slot in parameters.slots]).encode())
     digest.update(parameters.data.tobytes())
-    digest.update(repr(sorted(versions().items())).encode())
+    alike = {name: version for name, version in versions().items() if name != "blas" or not recipe.blas.allow_mixed}
+    digest.update(repr(sorted(alike.items())).encode())
     digest.update(repr([data.train.digest, data.evaluation.digest if data.evaluation else None]).encode())
     return int.from_bytes(digest.digest()[:8], "little")

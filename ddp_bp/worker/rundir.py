@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ddp_bp.checkpoint import Checkpoint, CheckpointStore, load_checkpoint
 from ddp_bp.errors import CheckpointError, InputError, RecipeError
 from ddp_bp.recipes.load import decode, encode
 from ddp_bp.recipes.schema import Recipe, differences, identity, resolve
 from ddp_bp.worker.assemble import Job, versions
+from ddp_bp.worker.blas import blas_in_use
 
 RECIPE_FILE = "recipe.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -163,8 +162,8 @@ def check_checkpoint(checkpoint: Checkpoint, job: Job, warn: Callable[[str], Non
             f"{job.total_steps}; raise train.epochs or train.max_steps, or resume from an earlier checkpoint"
         )
     for name, version in versions().items():
-        if manifest.versions.get(name) != version:
-            written = manifest.versions.get(name)
+        written = manifest.versions.get(name, version)
+        if written != version:
             warn(f"{checkpoint.path} was written with {name} {written}, this is {version}: bits may differ")
 
 
@@ -175,12 +174,11 @@ def recipe_sha256(recipe: Recipe) -> str:
 
 def describe_environment(**more: Any) -> dict[str, Any]:
     """What computes here: versions, processor, BLAS; `more` is added as it is."""
-    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     return {
         **versions(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
-        "blas": {key: blas.get(key) for key in ("name", "version", "openblas configuration")},
+        "blas_threads": blas_in_use().num_threads,
         "executable": sys.executable,
         **more,
     }

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from ddp_bp.cli.environment import child_environment, launched_ranks, prepare_blas
+from ddp_bp.cli.environment import (
+    child_environment,
+    drop_impossible_kernels,
+    kernels_asked_for,
+    launched_ranks,
+    prepare_blas,
+)
+from ddp_bp.cli.processor import Processor
 
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
 HYDRA = {"PMI_SIZE": "5", "PMI_RANK": "2"}
@@ -42,3 +49,28 @@ def test_blas_has_one_thread_in_us_and_in_what_we_start(monkeypatch: pytest.Monk
     child = child_environment(MORE="of it")
     assert [child[name] for name in BLAS] == ["1", "1", "1"]
     assert (child["SOMETHING"], child["MORE"], child["PYTHONUNBUFFERED"]) == ("kept", "of it", "1")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"OPENBLAS_CORETYPE": ""}, None),
+        ({"OPENBLAS_CORETYPE": "Zen"}, ("Zen", "OPENBLAS_CORETYPE in the environment")),
+        ({"OPENBLAS_CORETYPE": "Zen", "DDP_BP_KERNELS_REASON": "measured"}, ("Zen", "measured")),
+        ({"DDP_BP_KERNELS_REASON": "measured"}, None),
+    ],
+)
+def test_kernels_are_asked_for_by_the_variable_of_openblas(environment: dict, expected: tuple | None) -> None:
+    assert kernels_asked_for(environment) == expected
+
+
+def test_kernels_that_the_processor_cannot_execute_are_forgotten() -> None:
+    old, new = Processor("old", frozenset({"avx", "avx2", "fma"})), Processor("new", frozenset({"avx2", "fma", "sve"}))
+    environment = {"OPENBLAS_CORETYPE": "haswell", "HOME": "/root"}
+    assert drop_impossible_kernels(old, environment) is None
+    assert environment == {"OPENBLAS_CORETYPE": "haswell", "HOME": "/root"}
+    dropped = drop_impossible_kernels(new, environment := {"OPENBLAS_CORETYPE": "SkylakeX", "HOME": "/root"})
+    assert dropped == ("SkylakeX", ["avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"])
+    assert environment == {"HOME": "/root"}
+    assert drop_impossible_kernels(old, {"HOME": "/root"}) is None

@@ -76,6 +76,20 @@ def test_hydra_has_no_such_options(install: Install, monkeypatch: pytest.MonkeyP
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Open MPI 5", ["--oversubscribe", "--bind-to", "none", "-x", "OPENBLAS_CORETYPE=SkylakeX"]),
+        ("Open MPI 4", ["--oversubscribe", "--bind-to", "none", "-x", "OPENBLAS_CORETYPE=SkylakeX"]),
+        ("MPICH", ["-genv", "OPENBLAS_CORETYPE", "SkylakeX"]),
+    ],
+)
+def test_every_host_is_told_which_kernels_to_take(install: Install, kind: str, options: list[str]) -> None:
+    mpirun = install(kind)
+    command = mpirun_command(2, ["worker", "digits"], "SkylakeX")
+    assert command == [str(mpirun), *options, "-n", "2", sys.executable, *WORKER]
+
+
 def test_the_mpirun_beside_the_interpreter_comes_first_and_mpiexec_last(install: Install) -> None:
     with pytest.raises(LaunchError, match=r"no mpirun beside .*/bin/python nor on the PATH; install one"):
         mpirun_command(2, [])

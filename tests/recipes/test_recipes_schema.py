@@ -36,6 +36,8 @@ CHANGEABLE = [
     "coordinator.host=0.0.0.0",
     "coordinator.port=1234",
     "coordinator.http_port=1235",
+    "blas.kernels=Haswell",
+    "blas.allow_mixed=true",
 ]
 FIXED = [
     ("model.options.hidden=[3]", "model.options.hidden: [256, 128] -> [3]"),
