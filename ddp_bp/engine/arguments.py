@@ -17,6 +17,8 @@ def operand(value: object, beside: Array) -> Array:
     Raises DtypeError for what is neither a number nor an array, and for an integer out of the dtype's range.
     """
     if isinstance(value, np.ndarray | np.generic):
+        if value.dtype.kind not in "fiub":
+            raise DtypeError(f"an operand of a tensor holds floats, integers or booleans, and not {value.dtype}")
         return np.asarray(value)
     if not isinstance(value, bool | int | float):
         raise DtypeError(

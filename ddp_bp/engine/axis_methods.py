@@ -9,6 +9,7 @@ import numpy as np
 
 from ddp_bp.engine import arguments
 from ddp_bp.engine.methods import Methods
+from ddp_bp.engine.misuse import explained
 from ddp_bp.engine.ops import indexing, reduction, shaping, statistics
 from ddp_bp.engine.ops.reduction import Axes
 from ddp_bp.errors import ShapeError
@@ -28,10 +29,10 @@ class AxisMethods(Methods):
     __slots__ = ()
 
     def _axis(self, name: str, dim: int, num_axes: int | None = None) -> int:
-        """`dim` counted from the front. Raises ShapeError if it is out of range."""
+        """`dim` counted from the front. Raises ShapeError if it is out of range or no integer."""
         num_axes = max(self.ndim, 1) if num_axes is None else num_axes
-        if not -num_axes <= dim < num_axes:
-            raise ShapeError(f"{name} got axis {dim} for shape {self.shape}; it takes [-{num_axes}, {num_axes})")
+        if not isinstance(dim, int | np.integer) or not -num_axes <= dim < num_axes:
+            raise ShapeError(f"{name} got axis {dim!r} for shape {self.shape}; it takes [-{num_axes}, {num_axes})")
         return dim % num_axes
 
     # ---- reductions
@@ -121,6 +122,7 @@ class AxisMethods(Methods):
         axis = self._axis("unsqueeze", dim, self.ndim + 1)
         return self._apply(shaping.RESHAPE, (), ((*self.shape[:axis], 1, *self.shape[axis:]),))
 
+    @explained
     def unflatten(self, dim: int, sizes: Sequence[int]) -> Tensor:
         """With the axis `dim` cut into axes of these lengths, one of which may be -1."""
         axis = self._axis("unflatten", dim)
@@ -152,11 +154,13 @@ class AxisMethods(Methods):
         index = tuple(slice(None, None, -1 if axis in flipped else None) for axis in range(self.ndim))
         return self._apply(shaping.GETITEM, (), ((*index, ...),))
 
+    @explained
     def broadcast_to(self, shape: tuple[int, ...]) -> Tensor:
         return self._apply(shaping.EXPAND, (), (tuple(shape),))
 
     # ---- picking
 
+    @explained
     def narrow(self, dim: int, start: int, length: int) -> Tensor:
         """`length` elements from `start` on along `dim`."""
         axis = self._axis("narrow", dim)
@@ -167,6 +171,7 @@ class AxisMethods(Methods):
             raise ShapeError(f"narrow got elements {start} to {start + length} of axis {dim} of shape {self.shape}")
         return self._apply(shaping.GETITEM, (), ((*(slice(None),) * axis, slice(start, start + length), ...),))
 
+    @explained
     def split(self, split_size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
         """Parts along `dim`: of one size (the last may be smaller), or of the sizes given, which must add up."""
         axis = self._axis("split", dim)
@@ -182,6 +187,7 @@ class AxisMethods(Methods):
         starts = np.cumsum([0, *sizes]).tolist()
         return tuple(self.narrow(axis, start, size) for start, size in zip(starts, sizes, strict=False))
 
+    @explained
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
         """Up to `chunks` parts along `dim`, of one size but for the last."""
         if chunks < 1:
@@ -203,6 +209,7 @@ class AxisMethods(Methods):
         axis = self._axis("select", dim)
         return self._apply(shaping.GETITEM, (), ((*(slice(None),) * axis, index, ...),))
 
+    @explained
     def index_select(self, dim: int, index: Tensor) -> Tensor:
         """The slices along `dim` at the places in `index`, a vector of integers; repeats are fine."""
         axis = self._axis("index_select", dim)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ddp_bp.engine import random
 from ddp_bp.engine.methods import Operand
+from ddp_bp.engine.misuse import explained
 from ddp_bp.engine.ops import noise, product, shaping
 from ddp_bp.engine.ops.operation import Array
 from ddp_bp.engine.tensor import Tensor, apply, tensor
@@ -19,16 +20,19 @@ def as_tensor(value: Tensor | Array) -> Tensor:
     return value if isinstance(value, Tensor) else Tensor(value)
 
 
+@explained
 def maximum(input: Tensor, other: Operand) -> Tensor:
     """The larger of each pair; equal ones share the gradient."""
     return input.maximum(other)
 
 
+@explained
 def minimum(input: Tensor, other: Operand) -> Tensor:
     """The smaller of each pair; equal ones share the gradient."""
     return input.minimum(other)
 
 
+@explained
 def where(condition: Tensor, input: Operand, other: Operand) -> Tensor:
     """`input` where the boolean `condition` holds, `other` elsewhere; the three broadcast together.
 
@@ -39,6 +43,7 @@ def where(condition: Tensor, input: Operand, other: Operand) -> Tensor:
     return input.where(condition, other)
 
 
+@explained
 def concatenate(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Joins tensors that are alike in all axes but `dim`."""
     if not tensors:
@@ -51,6 +56,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return apply(product.LINEAR, (input, weight) if bias is None else (input, weight, bias))
 
 
+@explained
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, *, stream_key: int = 0) -> Tensor:
     """Sets elements to 0 with probability `p` and multiplies the others by 1 / (1 - p), in training only.
 

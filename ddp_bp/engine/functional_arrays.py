@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ddp_bp.engine.misuse import explained
 from ddp_bp.engine.ops import einsum as einstein
 from ddp_bp.engine.ops import joining, shaping
 from ddp_bp.engine.ops.operation import Array
@@ -15,6 +16,7 @@ from ddp_bp.errors import InputError, ShapeError
 PAD_MODES = ("constant", "reflect", "replicate", "circular")
 
 
+@explained
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Joins tensors that are alike in all axes but `dim`."""
     if not tensors:
@@ -22,6 +24,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return apply(shaping.CONCATENATE, tuple(tensors), (dim,))
 
 
+@explained
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Joins tensors of one shape along a new axis."""
     if not tensors:
@@ -29,6 +32,7 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return apply(joining.STACK, tuple(tensors), (dim,))
 
 
+@explained
 def broadcast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors, all expanded to the shape that they broadcast to."""
     try:
@@ -50,6 +54,7 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     return apply(einstein.EINSUM, operands, (equation,))
 
 
+@explained
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
     """Widens the last axes: `pad` holds (before, after) for the last axis, then for the one before it, and so on.
 
@@ -89,6 +94,7 @@ def _places(side: int, before: int, after: int, mode: str) -> Array:
     return np.asarray(side - 1 - np.abs(side - 1 - np.abs(places)))
 
 
+@explained
 def split(tensor: Tensor, split_size_or_sections: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
     """Views of the tensor's parts along `dim`, of one size (the last may be smaller) or of the sizes given."""
     return tensor.split(split_size_or_sections, dim)

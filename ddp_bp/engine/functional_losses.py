@@ -7,12 +7,14 @@ weight that requires one is refused.
 from __future__ import annotations
 
 from ddp_bp.engine.functional import as_tensor, check_reduction
+from ddp_bp.engine.misuse import explained, number
 from ddp_bp.engine.ops import classification, divergence, losses
 from ddp_bp.engine.ops.operation import Array
 from ddp_bp.engine.tensor import Tensor, apply
 from ddp_bp.errors import GraphError, InputError
 
 
+@explained
 def cross_entropy(
     input: Tensor,
     target: Tensor | Array,
@@ -39,6 +41,7 @@ def cross_entropy(
     return apply(classification.CROSS_ENTROPY, (input, target), (reduction, weights, ignore_index, label_smoothing))
 
 
+@explained
 def nll_loss(
     input: Tensor,
     target: Tensor | Array,
@@ -53,18 +56,21 @@ def nll_loss(
     return apply(classification.NLL_LOSS, (input, as_tensor(target)), options)
 
 
+@explained
 def mse_loss(input: Tensor, target: Tensor | Array, *, reduction: str = "mean") -> Tensor:
     """The squared differences of two tensors of one shape."""
     check_reduction("mse_loss", reduction)
     return apply(losses.MSE_LOSS, (input, as_tensor(target)), (reduction,))
 
 
+@explained
 def l1_loss(input: Tensor, target: Tensor | Array, *, reduction: str = "mean") -> Tensor:
     """The absolute differences of two tensors of one shape."""
     check_reduction("l1_loss", reduction)
     return apply(losses.L1_LOSS, (input, as_tensor(target)), (reduction,))
 
 
+@explained
 def smooth_l1_loss(input: Tensor, target: Tensor | Array, *, reduction: str = "mean", beta: float = 1.0) -> Tensor:
     """The absolute differences less `beta` / 2, and below `beta` half the squared ones over `beta`."""
     check_reduction("smooth_l1_loss", reduction)
@@ -73,6 +79,7 @@ def smooth_l1_loss(input: Tensor, target: Tensor | Array, *, reduction: str = "m
     return apply(losses.SMOOTH_L1_LOSS, (input, as_tensor(target)), (reduction, float(beta)))
 
 
+@explained
 def huber_loss(input: Tensor, target: Tensor | Array, *, reduction: str = "mean", delta: float = 1.0) -> Tensor:
     """Half the squared differences up to `delta`, and from there the tangent."""
     check_reduction("huber_loss", reduction)
@@ -81,6 +88,7 @@ def huber_loss(input: Tensor, target: Tensor | Array, *, reduction: str = "mean"
     return apply(losses.HUBER_LOSS, (input, as_tensor(target)), (reduction, float(delta)))
 
 
+@explained
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor | Array,
@@ -100,6 +108,7 @@ def binary_cross_entropy_with_logits(
     return apply(divergence.BINARY_CROSS_ENTROPY_WITH_LOGITS, (input, as_tensor(target)), options)
 
 
+@explained
 def kl_div(input: Tensor, target: Tensor | Array, *, reduction: str = "mean", log_target: bool = False) -> Tensor:
     """The terms of the divergence of log-probabilities `input` from probabilities `target`, or from their logarithms.
 
@@ -110,6 +119,7 @@ def kl_div(input: Tensor, target: Tensor | Array, *, reduction: str = "mean", lo
     return apply(divergence.KL_DIV, (input, as_tensor(target)), (reduction, log_target))
 
 
+@explained
 def cosine_embedding_loss(
     input1: Tensor, input2: Tensor, target: Tensor | Array, *, margin: float = 0.0, reduction: str = "mean"
 ) -> Tensor:
@@ -117,7 +127,9 @@ def cosine_embedding_loss(
     their cosine has above `margin` where it is -1."""
     check_reduction("cosine_embedding_loss", reduction)
     inputs = (input1, input2, as_tensor(target))
-    return apply(divergence.COSINE_EMBEDDING_LOSS, inputs, (reduction, margin))
+    return apply(
+        divergence.COSINE_EMBEDDING_LOSS, inputs, (reduction, number("cosine_embedding_loss", "margin", margin))
+    )
 
 
 def is_probability(input: Tensor, target: Tensor) -> bool:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddp_bp.engine.graph import no_grad
+from ddp_bp.engine.misuse import explained
 from ddp_bp.engine.ops import normalization, row_norm, shards
 from ddp_bp.engine.shard_group import current_group
 from ddp_bp.engine.tensor import Tensor, apply
 from ddp_bp.errors import InputError, ShapeError
 
 
+@explained
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -44,6 +46,7 @@ def batch_norm(
     return output
 
 
+@explained
 def sync_batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -84,6 +87,7 @@ def sync_batch_norm(
     return output
 
 
+@explained
 def shard_sum(input: Tensor) -> Tensor:
     """The sum of `input`, of any shape, over all shards of the batch; `input` itself where there is one shard only.
 
@@ -95,6 +99,7 @@ def shard_sum(input: Tensor) -> Tensor:
     return apply(shards.SHARD_SUM, (input,), (None if group is None else group.total,))
 
 
+@explained
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -107,6 +112,7 @@ def layer_norm(
     return apply(row_norm.LAYER_NORM, (input, *parameters), (tuple(normalized_shape), eps))
 
 
+@explained
 def rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
@@ -118,6 +124,7 @@ def rms_norm(
     return apply(row_norm.RMS_NORM, (input, *_parameters("rms_norm", weight, None)), (tuple(normalized_shape), small))
 
 
+@explained
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:

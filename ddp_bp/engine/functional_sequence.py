@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from operator import index
 
 from ddp_bp.engine import random
 from ddp_bp.engine.functional import as_tensor
+from ddp_bp.engine.misuse import explained, number
 from ddp_bp.engine.ops import attention
 from ddp_bp.engine.ops import bilinear as bilinear_ops
 from ddp_bp.engine.ops import embedding as embedding_ops
@@ -14,12 +16,13 @@ from ddp_bp.engine.tensor import Tensor, apply
 from ddp_bp.errors import InputError
 
 
+@explained
 def embedding(input: Tensor | Array, weight: Tensor, padding_idx: int | None = None) -> Tensor:
     """The rows of `weight` (num_embeddings, size) that integers `input` (...) name: (..., size).
 
     The row `padding_idx`, which may count from the end, gets no gradient.
     """
-    row = padding_idx
+    row = None if padding_idx is None else index(padding_idx)
     if row is not None and weight.ndim == 2:
         if not -weight.shape[0] <= row < weight.shape[0]:
             raise InputError(f"embedding got padding_idx {row}; it takes a row of a weight of shape {weight.shape}")
@@ -27,12 +30,14 @@ def embedding(input: Tensor | Array, weight: Tensor, padding_idx: int | None = N
     return apply(embedding_ops.EMBEDDING, (weight, as_tensor(input)), (row,))
 
 
+@explained
 def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(..., in1) and (..., in2) with `weight` (out, in1, in2): (..., out)."""
     inputs = (input1, input2, weight)
     return apply(bilinear_ops.BILINEAR, inputs if bias is None else (*inputs, bias))
 
 
+@explained
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
@@ -57,6 +62,7 @@ def scaled_dot_product_attention(
     return apply(attention.SCALED_DOT_PRODUCT_ATTENTION, (query, key, value, *more), options)
 
 
+@explained
 def self_attention(
     packed: Tensor,
     num_heads: int,
@@ -92,5 +98,5 @@ def _options(
     more: tuple[Tensor, ...] = () if attn_mask is None else (as_tensor(attn_mask),)
     if dropout_p > 0.0:
         more = (*more, Tensor(random.draw_kept(shape, dropout_p, stream_key)))
-    factor = 1 / math.sqrt(max(size, 1)) if scale is None else scale
+    factor = 1 / math.sqrt(max(size, 1)) if scale is None else number("attention", "scale", scale)
     return more, (attn_mask is not None, is_causal, factor, dropout_p)

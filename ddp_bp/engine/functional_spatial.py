@@ -6,8 +6,10 @@ What PyTorch lets be one number or a sequence is made a tuple here; operations t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import TypeAlias
 
+from ddp_bp.engine.misuse import explained
 from ddp_bp.engine.ops import convolution, pooling
 from ddp_bp.engine.ops import padding as padding_ops
 from ddp_bp.engine.tensor import Tensor, apply
@@ -24,6 +26,7 @@ def sizes(name: str, argument: str, given: Sizes, count: int) -> tuple[int, ...]
     return found
 
 
+@explained
 def conv1d(
     input: Tensor,
     weight: Tensor,
@@ -37,6 +40,7 @@ def conv1d(
     return _conv(1, input, weight, bias, stride, padding, dilation, groups)
 
 
+@explained
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -72,7 +76,7 @@ def _conv(
     else:
         paddings = tuple((size, size) for size in sizes(operation.name, "padding", padding, num_axes))
     inputs = (input, weight) if bias is None else (input, weight, bias)
-    return apply(operation, inputs, (strides, paddings, dilations, groups))
+    return apply(operation, inputs, (strides, paddings, dilations, index(groups)))
 
 
 def named_padding(
@@ -88,6 +92,7 @@ def named_padding(
     return tuple((reach // 2, reach - reach // 2) for reach in reaches)
 
 
+@explained
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,
@@ -108,12 +113,13 @@ def conv_transpose2d(
         sizes(name, "padding", padding, 2),
         sizes(name, "output_padding", output_padding, 2),
         sizes(name, "dilation", dilation, 2),
-        groups,
+        index(groups),
     )
     inputs = (input, weight) if bias is None else (input, weight, bias)
     return apply(convolution.CONV_TRANSPOSE2D, inputs, options)
 
 
+@explained
 def max_pool1d(
     input: Tensor,
     kernel_size: Sizes,
@@ -126,6 +132,7 @@ def max_pool1d(
     return _max_pool(1, input, kernel_size, stride, padding, dilation, ceil_mode)
 
 
+@explained
 def max_pool2d(
     input: Tensor,
     kernel_size: Sizes,
@@ -158,6 +165,7 @@ def _max_pool(
     return apply(operation, (input,), options)
 
 
+@explained
 def avg_pool1d(
     input: Tensor,
     kernel_size: Sizes,
@@ -170,6 +178,7 @@ def avg_pool1d(
     return _avg_pool(1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
+@explained
 def avg_pool2d(
     input: Tensor,
     kernel_size: Sizes,
@@ -205,11 +214,13 @@ def _avg_pool(
     return apply(operation, (input,), options)
 
 
+@explained
 def adaptive_avg_pool1d(input: Tensor, output_size: Sizes) -> Tensor:
     """The means of as many windows as asked for, which together cover `input` (N, C, L): (N, C, output_size)."""
     return apply(pooling.ADAPTIVE_AVG_POOL1D, (input,), (sizes("adaptive_avg_pool1d", "output_size", output_size, 1),))
 
 
+@explained
 def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
     """The means of as many windows as asked for, which together cover `input` (N, C, H, W). None keeps a size."""
     wanted = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
@@ -217,6 +228,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
     return apply(pooling.ADAPTIVE_AVG_POOL2D, (input,), (sizes("adaptive_avg_pool2d", "output_size", kept, 2),))
 
 
+@explained
 def zero_pad2d(input: Tensor, padding: Sizes) -> Tensor:
     """Zeros (left, right, top, bottom) around `input` (N, C, H, W); negative numbers cut pixels off."""
     return apply(padding_ops.ZERO_PAD2D, (input,), (sizes("zero_pad2d", "padding", padding, 4),))

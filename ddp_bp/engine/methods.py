@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from ddp_bp.engine.misuse import explained
 from ddp_bp.engine.ops import arithmetic, functions, special, stepwise
 from ddp_bp.engine.ops.operation import Array, Operation
 from ddp_bp.engine.value import Value
@@ -127,16 +128,19 @@ class ElementwiseMethods(Methods):
     def __invert__(self) -> Tensor:
         return self._apply(stepwise.BITWISE_NOT)
 
+    @explained
     def where(self, condition: Tensor, other: Operand) -> Tensor:
         """This tensor where the boolean `condition` holds, `other` elsewhere."""
         return condition._apply(arithmetic.WHERE, (self, self._beside(other)))
 
+    @explained
     def masked_fill(self, mask: Tensor, value: Operand) -> Tensor:
         """`value` where the boolean `mask` holds, this tensor elsewhere."""
         return mask._apply(arithmetic.WHERE, (self._beside(value), self))
 
     # ---- clipping and rounding
 
+    @explained
     def clamp(self, min: Operand | None = None, max: Operand | None = None) -> Tensor:
         """Every element moved to the nearest bound if it lies outside. Raises DtypeError without any bound."""
         if min is None and max is None:
@@ -197,9 +201,12 @@ class ElementwiseMethods(Methods):
 
     # ---- dtypes
 
+    @explained
     def to(self, dtype: npt.DTypeLike) -> Tensor:
         """This tensor if it has `dtype` already, else a copy of that dtype, recorded if that is floating."""
         wanted = np.dtype(dtype)
+        if wanted.kind not in "fiub":
+            raise DtypeError(f"to got {wanted}; it takes a dtype of floats, integers or booleans")
         if wanted == self.dtype:
             return cast("Tensor", self)
         # No gradient flows through integers and booleans.

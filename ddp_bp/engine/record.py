@@ -37,7 +37,7 @@ def record(result: Value, operation: Operation, inputs: tuple[Value, ...], optio
         output, saved = operation.forward(*map(_array_of, inputs), *options)
     except EngineError:
         raise
-    except (ValueError, TypeError, IndexError, OverflowError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
         refuse(operation, inputs, options, error)
     if type(output) is not np.ndarray:
         output = np.asarray(output)
@@ -61,8 +61,15 @@ def record(result: Value, operation: Operation, inputs: tuple[Value, ...], optio
             result._node = Node(operation, edges, saved, output.dtype, versions)
 
 
+def _described(value: object) -> str:
+    return describe(value._array) if isinstance(value, Value) else type(value).__name__
+
+
 def refuse(operation: Operation, inputs: tuple[Value, ...], options: tuple[Any, ...], error: Exception) -> NoReturn:
     """Raises what NumPy objected to as an error that names the operation, what it got and what it takes."""
-    got = ", ".join([*(describe(value._array) for value in inputs), *(f"{option!r}" for option in options)])
+    got = ", ".join([*map(_described, inputs), *(f"{option!r}" for option in options)])
+    if strangers := [value for value in inputs if not isinstance(value, Value)]:
+        kinds = ", ".join(sorted({type(value).__name__ for value in strangers}))
+        raise DtypeError(f"{operation.name} got {got}; it takes tensors: convert {kinds} with tensor()") from None
     kind = DtypeError if isinstance(error, TypeError) else ShapeError
     raise kind(f"{operation.name} got {got}; it takes {operation.expects} ({error})") from error

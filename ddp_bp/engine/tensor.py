@@ -16,6 +16,7 @@ from ddp_bp.engine import arguments, inplace
 from ddp_bp.engine.axis_methods import AxisMethods
 from ddp_bp.engine.graph import Version
 from ddp_bp.engine.methods import ElementwiseMethods, Operand
+from ddp_bp.engine.misuse import explained
 from ddp_bp.engine.ops import arithmetic, functions, losses, product, reduction, shaping
 from ddp_bp.engine.ops.operation import Array, Operation
 from ddp_bp.engine.ops.reduction import Axes
@@ -169,6 +170,7 @@ class Tensor(ElementwiseMethods, AxisMethods):
     def reshape(self, *shape: int | tuple[int, ...]) -> Tensor:
         return apply(shaping.RESHAPE, (self,), (arguments.sizes(shape),))
 
+    @explained
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
         """Joins the axes from `start_dim` to `end_dim`, both included, into one."""
         num_axes = max(self.ndim, 1)
@@ -185,6 +187,7 @@ class Tensor(ElementwiseMethods, AxisMethods):
     def permute(self, *dims: int | tuple[int, ...]) -> Tensor:
         return apply(shaping.PERMUTE, (self,), (arguments.sizes(dims),))
 
+    @explained
     def transpose(self, dim0: int, dim1: int) -> Tensor:
         """Swaps two axes."""
         axes = list(range(self.ndim))
@@ -199,6 +202,7 @@ class Tensor(ElementwiseMethods, AxisMethods):
         """The axes in reverse order."""
         return self.permute(tuple(reversed(range(self.ndim))))
 
+    @explained
     def expand(self, *sizes: int | tuple[int, ...]) -> Tensor:
         """Broadcast to these sizes, where -1 keeps the length of an axis."""
         return apply(shaping.EXPAND, (self,), (arguments.kept_sizes(arguments.sizes(sizes), self.shape),))

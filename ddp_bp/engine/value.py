@@ -104,7 +104,7 @@ class Value:
 
     def __len__(self) -> int:
         if not self._array.ndim:
-            raise ShapeError("a tensor of shape () has no length")
+            raise ShapeError("len got a tensor of shape (); it takes one or more axes")
         return len(self._array)
 
     def __repr__(self) -> str:

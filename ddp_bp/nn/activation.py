@@ -10,17 +10,17 @@ from ddp_bp.nn.module import Module
 
 class ReLU(Module):
     def forward(self, input: Tensor) -> Tensor:
-        return input.relu()
+        return functional.relu(input)
 
 
 class Tanh(Module):
     def forward(self, input: Tensor) -> Tensor:
-        return input.tanh()
+        return functional.tanh(input)
 
 
 class Sigmoid(Module):
     def forward(self, input: Tensor) -> Tensor:
-        return input.sigmoid()
+        return functional.sigmoid(input)
 
 
 class LeakyReLU(Module):

@@ -29,27 +29,28 @@ from ddp_bp.engine.functional_spatial import (
     max_pool1d,
     max_pool2d,
 )
-from ddp_bp.engine.tensor import Tensor
+from ddp_bp.engine.ops import functions, losses
+from ddp_bp.engine.tensor import Tensor, apply
 
 
 def relu(input: Tensor) -> Tensor:
-    return input.relu()
+    return apply(functions.RELU, (input,))
 
 
 def tanh(input: Tensor) -> Tensor:
-    return input.tanh()
+    return apply(functions.TANH, (input,))
 
 
 def sigmoid(input: Tensor) -> Tensor:
-    return input.sigmoid()
+    return apply(functions.SIGMOID, (input,))
 
 
 def softmax(input: Tensor, dim: int) -> Tensor:
-    return input.softmax(dim)
+    return apply(losses.SOFTMAX, (input,), (dim,))
 
 
 def log_softmax(input: Tensor, dim: int) -> Tensor:
-    return input.log_softmax(dim)
+    return apply(losses.LOG_SOFTMAX, (input,), (dim,))
 
 
 __all__ = [

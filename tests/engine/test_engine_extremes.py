@@ -13,6 +13,9 @@ from ddp_bp.nn import functional as F
 
 Array = np.ndarray[Any, Any]
 
+# Infinities and numbers whose squares are.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
 
 def logits(num_rows: int = 1100, num_classes: int = 65) -> Array:
     """Ordinary rows, and among them rows that are far off, wide apart, or hold infinities."""

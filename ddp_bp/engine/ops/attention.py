@@ -65,18 +65,19 @@ def _attention(query: Array, key: Array, value: Array, *rest: Any) -> tuple[Arra
     if stays is not None:
         kept = stays.astype(query.dtype).reshape(all_scores)
         kept *= 1.0 / (1.0 - p) if p < 1.0 else 0.0
-    for heads, asked, seen in _blocks(num_heads, num_queries, num_keys, is_causal):
-        scores = np.matmul(queries[heads, asked], keys[heads, seen].transpose(0, 2, 1))
-        if added is not None:
-            scores += added[asked, seen] if added.ndim == 2 else added[heads, asked, seen]
-        rows, totals = exponentials(scores.reshape(scores.shape[0] * scores.shape[1], scores.shape[2]))
-        shares = rows.reshape(scores.shape)
-        blocks.append((heads, asked, seen, shares))
-        if kept is not None:
-            shares = np.multiply(shares, kept[heads, asked, seen], out=scores)
-        inverse = inverses[heads, asked]
-        np.divide(1, totals.reshape(inverse.shape), out=inverse, where=totals.reshape(inverse.shape) != 0)
-        np.multiply(np.matmul(shares, values[heads, seen]), inverse, out=output[heads, asked])
+    with np.errstate(all="ignore"):
+        for heads, asked, seen in _blocks(num_heads, num_queries, num_keys, is_causal):
+            scores = np.matmul(queries[heads, asked], keys[heads, seen].transpose(0, 2, 1))
+            if added is not None:
+                scores += added[asked, seen] if added.ndim == 2 else added[heads, asked, seen]
+            rows, totals = exponentials(scores.reshape(scores.shape[0] * scores.shape[1], scores.shape[2]))
+            shares = rows.reshape(scores.shape)
+            blocks.append((heads, asked, seen, shares))
+            if kept is not None:
+                shares = np.multiply(shares, kept[heads, asked, seen], out=scores)
+            inverse = inverses[heads, asked]
+            np.divide(1, totals.reshape(inverse.shape), out=inverse, where=totals.reshape(inverse.shape) != 0)
+            np.multiply(np.matmul(shares, values[heads, seen]), inverse, out=output[heads, asked])
     shapes = (query.shape, key.shape, value.shape, *(array.shape for array in more))
     saved = _Saved(queries, keys, values, blocks, inverses, kept, output, scale, shapes)
     return output.reshape(*leading, num_queries, values.shape[2]), saved

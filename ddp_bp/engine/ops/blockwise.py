@@ -20,14 +20,14 @@ Fill: TypeAlias = Callable[[Array, Array, Array], None]
 
 def with_slopes(a: Array, fill: Fill) -> tuple[Array, Array]:
     """What `fill` makes of all elements of `a`: the function's values and its slopes, in the memory layout of `a`."""
-    order = sorted(range(a.ndim), key=lambda axis: -abs(a.strides[axis]))
-    dense = np.asarray(a.transpose(order), order="C")
-    flat = dense.reshape(-1)
-    output, slope = np.empty_like(flat), np.empty_like(flat)
-    # Far out, steps on the way may overflow where the function itself does not.
-    with np.errstate(over="ignore"):
-        for block in row_blocks(flat.size, 1):
-            fill(flat[block], output[block], slope[block])
-    # Back in the layout of `a`, so that what is computed with both goes through memory in order.
-    back = sorted(range(a.ndim), key=order.__getitem__)
-    return output.reshape(dense.shape).transpose(back), slope.reshape(dense.shape).transpose(back)
+    if not a.flags.c_contiguous:
+        order = sorted(range(a.ndim), key=lambda axis: -abs(a.strides[axis]))
+        # Back in the layout of `a`, so that what is computed with both goes through memory in order.
+        back = sorted(range(a.ndim), key=order.__getitem__)
+        output, slope = with_slopes(np.ascontiguousarray(a.transpose(order)), fill)
+        return output.transpose(back), slope.transpose(back)
+    output, slope = np.empty_like(a), np.empty_like(a)
+    flat, values, slopes = a.reshape(-1), output.reshape(-1), slope.reshape(-1)
+    for block in row_blocks(a.size, 1):
+        fill(flat[block], values[block], slopes[block])
+    return output, slope

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ddp_bp.engine.ops.exponentials import largest_sum, row_maxima
-from ddp_bp.engine.ops.layout import row_blocks
+from ddp_bp.engine.ops.layout import block_length, row_blocks
 from ddp_bp.engine.ops.losses import REDUCTION, check_alike, of_each, reduced
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, describe
 from ddp_bp.errors import DtypeError, ShapeError
@@ -104,16 +103,26 @@ def _cross_entropy(
     of_samples = _sample_weights(numbers, counted, weight, logits.dtype)
     rows = _rows(logits)
     places = np.arange(len(numbers))
-    picked = rows[places, numbers] if rows.size else np.zeros(len(numbers), rows.dtype)
     parts = None
     if label_smoothing and rows.size:
         # Every class gets an equal part of `label_smoothing`, times its own weight.
         parts = np.full(rows.shape[1], label_smoothing / rows.shape[1], rows.dtype)
         if weight is not None:
             parts *= weight
-    exponentials, totals, excess, smoothed = _relative(rows, picked, parts)
+    if not rows.size:
+        exponentials, totals = np.empty_like(rows), np.ones(len(rows), rows.dtype)
+        picked = smoothed = np.zeros(len(rows), rows.dtype)
+    elif len(rows) <= block_length(rows.shape[1]):
+        exponentials, totals, picked, smoothed = _shifted(rows, places, numbers, parts, None)
+    else:
+        exponentials = np.empty_like(rows)
+        found = [
+            _shifted(rows[block], places[: block.stop - block.start], numbers[block], parts, exponentials[block])[1:]
+            for block in row_blocks(*rows.shape)
+        ]
+        totals, picked, smoothed = map(np.concatenate, zip(*found, strict=True))
     logs = np.log(totals)
-    losses = logs + excess
+    losses = logs - picked
     if counted is not None:
         # Not a product with 0, which would make NaN of an infinite loss.
         losses[~counted] = 0
@@ -132,43 +141,24 @@ def _cross_entropy(
     return output, (exponentials, totals, samples, parts, label_smoothing, reduction, count, logits.shape)
 
 
-def _relative(rows: Array, picked: Array, parts: Array | None) -> tuple[Array, Array, Array, Array]:
-    """exp(rows - shift), its sums, shift - picked, and the products of rows - shift with `parts` (zeros if None).
-
-    The shift is the logit of the sample's own class as long as that makes no large numbers: then no maximum need be
-    found, and a small loss is no difference of large numbers. Else it is the largest logit.
-    """
-    num_rows, num_classes = rows.shape
-    exponentials = np.empty_like(rows)
-    totals, excess, smoothed = np.ones(num_rows, rows.dtype), *np.zeros((2, num_rows), rows.dtype)
-    if not rows.size:
-        return exponentials, totals, excess, smoothed
-    ones = np.ones(num_classes, rows.dtype)
-
-    def shifted(part: Array, shift: Array, where: Any, out: Array) -> Array:
-        np.subtract(part, shift[:, None], out=out)
-        if parts is not None:
-            smoothed[where] = out.dot(parts)
-        np.exp(out, out=out)
-        totals[where] = out.dot(ones)
-        return out
-
-    with np.errstate(over="ignore", invalid="ignore"):
-        for block in row_blocks(num_rows, num_classes):
-            shifted(rows[block], picked[block], block, exponentials[block])
-        far = np.flatnonzero(~(totals < largest_sum(rows.dtype)))
-        if far.size:
-            part = rows[far]
-            highest = row_maxima(part)
-            exponentials[far] = shifted(part, highest, far, part)
-            excess[far] = highest - picked[far]
-    return exponentials, totals, excess, smoothed
+def _shifted(
+    rows: Array, places: Array, numbers: Array, parts: Array | None, out: Array | None
+) -> tuple[Array, Array, Array, Array]:
+    """exp(rows - their maxima), in `out` if there is one, and its sums; and of rows - maxima those at `numbers` and the
+    products with `parts` (anything if None)."""
+    # On short rows argmax takes a third of the time of maximum.reduce.
+    out = np.subtract(rows, rows[places, rows.argmax(1), None], out=out)
+    picked = out[places, numbers]
+    smoothed = picked if parts is None else out.dot(parts)
+    np.exp(out, out=out)
+    return out, np.asarray(out.dot(np.ones(out.shape[1], out.dtype))), picked, smoothed
 
 
 def _cross_entropy_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  # noqa: ARG001
     exponentials, totals, samples, parts, label_smoothing, reduction, count, shape = saved
     places, numbers, counted, of_samples = samples
-    scales = np.broadcast_to(of_each(gradient, reduction, count).reshape(-1), totals.shape)
+    # One for each sample, or one for all of them.
+    scales = of_each(gradient, reduction, count).reshape(-1)
     own = scales if of_samples is None else scales * of_samples
     if parts is None:
         result = exponentials * (own / totals)[:, None]

@@ -17,22 +17,23 @@ from ddp_bp.errors import DtypeError, ShapeError
 
 def _rows(a: Array, axis: int) -> tuple[Array, tuple[int, ...]]:
     """`a` with `axis` moved to the end as contiguous rows, and the shape before it became rows."""
-    moved = np.moveaxis(a, axis, -1)
+    moved = a if axis == a.ndim - 1 or (axis == -1 and a.ndim) else np.moveaxis(a, axis, -1)
     if not moved.shape[-1]:
         raise ValueError("the axis is empty")
     return np.ascontiguousarray(moved).reshape(-1, moved.shape[-1]), moved.shape
 
 
 def _unrows(rows: Array, shape: tuple[int, ...], axis: int) -> Array:
-    return np.moveaxis(rows.reshape(shape), -1, axis)
+    result = rows.reshape(shape)
+    return result if axis in (-1, len(shape) - 1) else np.moveaxis(result, -1, axis)
 
 
 def _softmax(a: Array, axis: int) -> tuple[Array, Any]:
     rows, shape = _rows(floating(a), axis)
     output = np.empty_like(rows)
-    for block in row_blocks(*rows.shape):
-        shares, totals = exponentials(rows[block])
-        with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
+        for block in row_blocks(*rows.shape):
+            shares, totals = exponentials(rows[block])
             np.multiply(shares, np.divide(1, totals, out=totals)[:, None], out=output[block])
     return _unrows(output, shape, axis), (output, shape, axis)
 
@@ -53,10 +54,8 @@ def _log_softmax(a: Array, axis: int) -> tuple[Array, Any]:
     output = np.empty_like(rows)
     ones = np.ones(shape[-1], rows.dtype)
     for block in row_blocks(*rows.shape):
-        with np.errstate(invalid="ignore"):
-            part = np.subtract(rows[block], row_maxima(rows[block])[:, None], out=output[block])
-            totals = np.exp(part).dot(ones)
-            part -= np.log(totals, out=totals)[:, None]
+        part = np.subtract(rows[block], row_maxima(rows[block])[:, None], out=output[block])
+        part -= np.log(np.exp(part).dot(ones))[:, None]
     return _unrows(output, shape, axis), (output, shape, axis)
 
 

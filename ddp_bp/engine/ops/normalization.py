@@ -53,11 +53,13 @@ def _statistics(images: Array) -> tuple[Array, Array]:
     rows, width = pixel_rows(images), images.shape[2]
     means, scratch = for_rows(mean, images), _scratch(rows)
     total = np.zeros(rows.shape[1], rows.dtype)
+    # A product with ones sums rows in half the time of `add.reduce`.
+    ones = np.ones(len(scratch), rows.dtype)
     for block in row_blocks(*rows.shape):
         part = rows[block]
         centred = np.subtract(part, means[: len(part)], out=scratch[: len(part)])
-        total += np.add.reduce(np.square(centred, out=centred), axis=0)
-    variance = np.add.reduce(total.reshape(width, -1), axis=0)
+        total += ones[: len(part)].dot(np.square(centred, out=centred))
+    variance = np.add.reduce(total.reshape(width, images.shape[3]), axis=0)
     variance /= num_pixels
     return mean, variance
 
@@ -113,13 +115,15 @@ def _sums(images: Array, gradient: Array, mean: Array) -> tuple[Array, Array]:
     rows, gradients, width = pixel_rows(images), pixel_rows(gradient), images.shape[2]
     means, scratch = for_rows(mean, images), _scratch(rows)
     total, product_total = np.zeros((2, rows.shape[1]), rows.dtype)
+    ones = np.ones(len(scratch), rows.dtype)
     for block in row_blocks(*rows.shape):
         part, incoming = rows[block], gradients[block]
         product = np.subtract(part, means[: len(part)], out=scratch[: len(part)])
         product *= incoming
-        product_total += np.add.reduce(product, axis=0)
-        total += np.add.reduce(incoming, axis=0)
-    return np.add.reduce(total.reshape(width, -1), axis=0), np.add.reduce(product_total.reshape(width, -1), axis=0)
+        product_total += ones[: len(part)].dot(product)
+        total += ones[: len(part)].dot(incoming)
+    pixels = (width, images.shape[3])
+    return np.add.reduce(total.reshape(pixels), axis=0), np.add.reduce(product_total.reshape(pixels), axis=0)
 
 
 def _batch_norm_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradients:

@@ -61,7 +61,10 @@ def _setitem_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
         grad_a = gradient.copy()
         grad_a[index] = 0
     if needs[1]:
-        grad_value = unbroadcast(np.asarray(gradient[index]), value_shape)
+        place = np.asarray(gradient[index])
+        # A value may have more axes than the place it goes to, of length 1.
+        shape = value_shape[max(len(value_shape) - place.ndim, 0) :]
+        grad_value = unbroadcast(place, shape).reshape(value_shape)
     return grad_a, grad_value
 
 

@@ -89,7 +89,11 @@ def _prod_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  # noqa: 
     # The product of all others is that of those before times that of those after, which needs no division by zeros.
     a, axis = saved
     shape = kept_shape(a.shape, axis)
-    axes = range(a.ndim) if axis is None else [i % a.ndim for i in (axis if isinstance(axis, tuple) else (axis,))]
+    axes = (
+        range(a.ndim)
+        if axis is None or not a.ndim
+        else [i % a.ndim for i in (axis if isinstance(axis, tuple) else (axis,))]
+    )
     kept = [i for i in range(a.ndim) if i not in set(axes)]
     moved = a.transpose(*kept, *axes)
     rows = moved.reshape(math.prod(moved.shape[: len(kept)]), math.prod(moved.shape[len(kept) :]))
@@ -105,10 +109,13 @@ def _prod_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:  # noqa: 
 def _cumsum(a: Array, axis: int) -> tuple[Array, Any]:
     if axis is None:
         raise TypeError("there is no axis")
-    return np.cumsum(a, axis=axis), axis
+    # NumPy makes one element of a scalar.
+    return np.cumsum(a, axis=axis).reshape(a.shape), axis
 
 
 def _cumsum_vjp(gradient: Array, axis: int, needs: Needs) -> Gradients:  # noqa: ARG001
+    if not gradient.ndim:
+        return (gradient,)
     return (np.flip(np.cumsum(np.flip(gradient, axis), axis=axis), axis),)
 
 
