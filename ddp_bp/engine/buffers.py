@@ -13,6 +13,7 @@ import numpy as np
 
 from ddp_bp.engine.ops.operation import Array
 from ddp_bp.engine.tensor import Tensor
+from ddp_bp.errors import InputError
 
 
 class Buffers:
@@ -35,14 +36,22 @@ class Buffers:
         self.resume(self.committed)
 
     def moves(self, out: Array) -> None:
-        """Writes into `out` (size,), of a floating dtype, by how much each element has moved since `begin`."""
+        """Writes into `out` (size,), of a floating dtype, by how much each element has moved since `begin`.
+
+        Raises InputError if a buffer has left infinity, since there is no mean of such moves.
+        """
         position = 0
-        for array, before in zip(self._arrays, self.committed, strict=True):
+        for name, array, before in zip(self.names, self._arrays, self.committed, strict=True):
             part = out[position : position + array.size].reshape(array.shape)
             if array.dtype.kind == "f":
                 # Not where nothing has changed: infinity minus infinity is no move of 0.
                 part.fill(0)
                 np.subtract(array, before, out=part, where=array != before, casting="same_kind")
+                if not np.isfinite(before[array != before]).all():
+                    raise InputError(
+                        f"buffer {name!r} has moved away from a value that is not finite; all shards of a batch start "
+                        "from the same buffers, which then move by the mean of the shards' moves. Start it at a number"
+                    )
             else:
                 # Large numbers would lose their last digits in a floating dtype; their difference is small.
                 np.copyto(part, array.astype(np.int64) - before.astype(np.int64), casting="unsafe")

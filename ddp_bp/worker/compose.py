@@ -22,11 +22,12 @@ from ddp_bp.worker.update import Update
 
 @dataclass(frozen=True)
 class Composition:
-    """The step of one rank, its second half (which knows what weights to evaluate), and a view of all its state."""
+    """The step of one rank, its second half (which knows what weights to evaluate), and views of its state."""
 
     step: TrainingStep
     update: Update
     snapshot: Snapshot
+    buffers: Buffers
 
 
 def compose(
@@ -65,4 +66,4 @@ def compose(
     snapshot = Snapshot(
         job.objective.model, job.parameters, job.optimizer, buffers, average, exchange.bounds, communicator.rank
     )
-    return Composition(step, update, snapshot)
+    return Composition(step, update, snapshot, buffers)

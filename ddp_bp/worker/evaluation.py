@@ -15,11 +15,16 @@ import numpy as np
 
 from ddp_bp.data import Dataset
 from ddp_bp.data.batches import Batch, evaluation_chunks
+from ddp_bp.engine.buffers import Buffers
+from ddp_bp.engine.random import random_stream
 from ddp_bp.parallel.agreement import Agreement, Status
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.membership import shard_run
 from ddp_bp.worker.failures import raise_together
 from ddp_bp.worker.objective import Objective
+
+# Random numbers are drawn as if by shards that no batch can have.
+_FIRST_STREAM = 2**61
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,19 @@ class Evaluation:
         layout: int,
         on_failure: Callable[[BaseException, int], None],
         weights: Callable[[], AbstractContextManager[None]] = nullcontext,
+        buffers: Buffers | None = None,
+        seed: int = 0,
     ) -> None:
-        """`weights`: a block within which the model has the weights to be evaluated, entered on all ranks alike."""
+        """`weights`: a block within which the model has the weights to be evaluated, entered on all ranks alike.
+
+        A model that draws random numbers or changes its `buffers` in evaluation, too, does so in each chunk anew, keyed
+        by `seed`, step and chunk.
+        """
         self._objective, self._dataset, self._on_failure = objective, dataset, on_failure
-        self._weights = weights
+        self._weights, self._buffers, self._seed = weights, buffers or Buffers([]), seed
         chunks = evaluation_chunks(dataset.num_samples, chunk_size)
         run = shard_run(len(chunks), communicator.size, communicator.rank)
+        self._run = run
         self._chunks = chunks[run.start : run.stop]
         self._agreement = Agreement(communicator, len(chunks), layout)
 
@@ -64,10 +76,11 @@ class Evaluation:
         self._agreement.reset()
         with self._weights():
             try:
-                self._evaluate_chunks()
+                self._evaluate_chunks(step)
             except BaseException as error:
                 failure = error
                 self._on_failure(error, step)
+            self._buffers.begin()
         verdict = self._agreement.agree(step, status=Status.FAILED if failure else Status.READY)
         raise_together(verdict, failure, f"during the evaluation after step {step}")
         num_samples = self._dataset.num_samples
@@ -79,11 +92,13 @@ class Evaluation:
             seconds=perf_counter() - began,
         )
 
-    def _evaluate_chunks(self) -> None:
+    def _evaluate_chunks(self, step: int) -> None:
         for index, (lo, hi) in enumerate(self._chunks):
             ids = np.arange(lo, hi, dtype=np.int64)
             batch = Batch(ids, *self._dataset.batch(ids), ids_digest=0)
-            total = self._objective.evaluate(batch)
+            self._buffers.begin()
+            with random_stream(self._seed, step, _FIRST_STREAM + self._run.start + index):
+                total = self._objective.evaluate(batch)
             self._agreement.report_shard(
                 index, total.loss.item(), total.weight, total.correct, batch.ids_digest, finite=True
             )

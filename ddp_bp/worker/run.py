@@ -114,6 +114,8 @@ class _Run:
                 job.layout,
                 self._show_failure,
                 self._evaluated_weights,
+                composed.buffers,
+                job.plan.seed,
             )
         digest = recipe_sha256(job.recipe)
         self._loop = TrainingLoop(

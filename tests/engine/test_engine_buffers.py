@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import ddp_bp as ddp
 from ddp_bp.engine.buffers import Buffers
+from ddp_bp.errors import InputError
 
 DTYPES = ["float16", "float32", "float64", "int8", "int32", "int64", "uint8", "uint64", "bool"]
 
@@ -41,6 +43,20 @@ def test_each_kind_moves_by_the_mean() -> None:
     buffers.commit(total / 4)
     assert [tensor.item() for tensor in tensors] == [0.75, 2**60 + 3, True]
     assert [value.item() for value in buffers.committed] == [0.75, 2**60 + 3, True]
+
+
+def test_a_buffer_that_leaves_infinity_is_named_and_one_that_becomes_infinite_is_not_yet_an_error() -> None:
+    tensors = [ddp.tensor(np.array([-np.inf, 0.0])), ddp.tensor(np.array([1.0, 0.0]))]
+    buffers = Buffers(zip(("least", "other"), tensors, strict=True))
+    moves = np.empty(4)
+    with ddp.no_grad():
+        tensors[1][0] = np.inf
+    buffers.moves(moves)
+    assert moves.tolist() == [0, 0, np.inf, 0]
+    with ddp.no_grad():
+        tensors[0][0] = 3.0
+    with pytest.raises(InputError, match="buffer 'least' has moved away from a value that is not finite"):
+        buffers.moves(moves)
 
 
 def test_values_change_hands() -> None:

@@ -10,6 +10,8 @@ from worker_cases import Broken, classes, network, outcome, values
 
 from ddp_bp import nn
 from ddp_bp.data import Dataset
+from ddp_bp.engine import no_grad
+from ddp_bp.engine.buffers import Buffers
 from ddp_bp.engine.random import random_stream
 from ddp_bp.errors import RemoteError
 from ddp_bp.parallel.threads import run_ranks
@@ -116,3 +118,33 @@ def test_a_rank_that_raises_stops_the_others() -> None:
     assert raised[1].error is error
     assert "during the evaluation after step 8, because rank 1 failed" in str(raised[0])
     assert shown == [(error, 8)]
+
+
+class Restless(nn.Module):
+    """Draws random numbers and counts, in evaluation as well."""
+
+    def __init__(self) -> None:
+        self.linear = nn.Linear(6, 3)
+        self.count = nn.Buffer(np.zeros((), np.float32))
+
+    def forward(self, x):
+        with no_grad():
+            self.count.add_(1)
+        return nn.functional.dropout(self.linear(x) * (1 + self.count), 0.5, training=True)
+
+
+def test_what_a_model_draws_or_changes_in_evaluation_depends_on_the_chunk_alone() -> None:
+    data = classes(50, 6)
+
+    def run(communicator):
+        subject = objective(True, Restless())
+        buffers = Buffers(subject.model.named_buffers())
+        evaluation = Evaluation(subject, data, 7, communicator, 1, lambda error, step: None, buffers=buffers, seed=3)
+        results = [evaluation.run(step, has_accuracy=True) for step in (8, 8, 9)]
+        assert subject.model.count.item() == 0
+        return [result.loss for result in results]
+
+    [alone] = run_ranks(1, run)
+    assert alone[0] == alone[1] != alone[2]
+    for size in (2, 3, 7):
+        assert run_ranks(size, run) == [alone] * size
