@@ -66,7 +66,7 @@ def train(
     view = TrainingView(to_stderr=as_json)
     with contextlib.redirect_stdout(sys.stderr):  # what a model of the user's own prints is no part of our output
         prepared = prepare(recipe, overrides, num_workers, run_dir, resume)
-    summary = prepared.run.finished_summary(prepared.job.total_steps)
+    summary = prepared.run.finished_summary(prepared.recipe, prepared.job.total_steps)
     is_saved = prepared.checkpoint is not None and prepared.checkpoint.manifest.step == prepared.job.total_steps
     if summary is not None and resume == "auto" and is_saved:
         view.say(f"{run_dir} is trained to the end already; train.epochs or train.max_steps may be raised")
@@ -187,7 +187,7 @@ def _conclude(
 ) -> int:
     """The exit code, after saying how to go on if training was not finished."""
     run_dir = prepared.run.path
-    if ended_well and prepared.run.finished_summary(prepared.job.total_steps) is not None:
+    if ended_well and prepared.run.finished_summary(prepared.recipe, prepared.job.total_steps) is not None:
         # A stop that was asked for after the last step has cut nothing short.
         return 0
     if ended_well and (run_dir / SUMMARY_FILE).exists():

@@ -92,14 +92,15 @@ class RunDirectory:
             return None
         return load_checkpoint(Path(resume))
 
-    def finished_summary(self, total_steps: int) -> dict[str, Any] | None:
-        """The summary, if the run here has been trained to `total_steps`."""
+    def finished_summary(self, recipe: Recipe, total_steps: int) -> dict[str, Any] | None:
+        """The summary, if the run here has been trained to `total_steps`, and its sample is what `recipe` asks for."""
         try:
             summary = json.loads((self.path / SUMMARY_FILE).read_bytes())
-        except (OSError, ValueError):
+            stored = decode((self.path / RECIPE_FILE).read_bytes(), RECIPE_FILE)
+        except (OSError, ValueError, RecipeError):
             return None
         done = isinstance(summary, dict) and summary.get("steps") == total_steps
-        return summary if done else None
+        return summary if done and stored.sample == recipe.sample else None
 
     def check_free(self) -> None:
         """Raise InputError while a coordinator writes to this directory: it holds a lock on the ledger."""

@@ -104,3 +104,12 @@ def test_train_ends_with_the_text_that_the_model_has_written(run_ddp_bp, recipe:
     assert result.returncode == 0, result.stderr
     sample = json.loads((tmp_path / "run" / "summary.json").read_bytes())["sample"]
     assert result.stdout.endswith(f"written by the trained model:\n\n{sample}\n")
+
+
+def test_a_finished_run_writes_another_sample_if_it_is_asked_to(recipe: Path, tmp_path: Path) -> None:
+    first = train(recipe, tmp_path / "run", 1, "train.epochs=1")
+    again = train(recipe, tmp_path / "run", 2, "train.epochs=1", "sample.characters=7")
+    assert len(again["sample"]) == len("the") + 7
+    assert {key: again[key] for key in SAME if key != "sample"} == {key: first[key] for key in SAME if key != "sample"}
+    unchanged = train(recipe, tmp_path / "run", 1, "train.epochs=1", "sample.characters=7")
+    assert unchanged == again

@@ -104,7 +104,7 @@ def test_a_recipe_file_that_cannot_be_read_back_is_named(run: RunDirectory) -> N
 def test_a_path_that_the_disk_refuses_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     run = RunDirectory(tmp_path / "file" / "run")
-    assert run.finished_summary(3) is None
+    assert run.finished_summary(recipe(), 3) is None
     with pytest.raises(InputError, match=r"file/run cannot be used: .*Not a directory; give another --run-dir"):
         run.create(recipe(), {})
     other = RunDirectory(tmp_path / "other")
@@ -206,5 +206,5 @@ def test_a_run_is_finished_only_by_a_summary_of_all_its_steps(
     run.create(recipe(), {})
     if content is not None:
         (run.path / "summary.json").write_text(content)
-    assert (run.finished_summary(40) == {"steps": 40}) is is_finished
-    assert (run.finished_summary(40) is None) is not is_finished
+    assert (run.finished_summary(recipe(), 40) == {"steps": 40}) is is_finished
+    assert (run.finished_summary(recipe(), 40) is None) is not is_finished
