@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from ddp_bp.engine.functional_spatial import Sizes, sizes
+from ddp_bp.engine.functional_spatial import Sizes, named_padding, sizes
 from ddp_bp.engine.tensor import Parameter, Tensor
 from ddp_bp.errors import InputError
 from ddp_bp.nn import functional, init
@@ -49,10 +49,8 @@ class _Conv(Module):
         self.groups = groups
         if min(*self.kernel_size, *self.stride, *self.dilation) < 1:
             raise InputError(f"{name} takes kernel_size, stride and dilation above 0")
-        if padding == "same" and any(step != 1 for step in self.stride):
-            raise InputError(f"{name} takes padding='same' with stride 1 only and got stride {self.stride}")
-        if isinstance(padding, str) and padding not in ("same", "valid"):
-            raise InputError(f"{name} takes a padding in pixels, 'valid' or 'same' and got {padding!r}")
+        if isinstance(padding, str):
+            named_padding(name, padding, self.stride, self.kernel_size)
         rows = (in_channels, out_channels) if self.is_transposed else (out_channels, in_channels)
         self.weight = Parameter(np.empty((rows[0], rows[1] // groups, *self.kernel_size), dtype))
         self.bias = Parameter(np.empty(out_channels, dtype)) if bias else None

@@ -73,6 +73,12 @@ def test_a_job_has_the_plan_of_its_recipe(folder: Path) -> None:
     assert [slot.name for slot in made.parameters.slots] == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
+def test_each_module_draws_from_a_stream_of_its_own(folder: Path) -> None:
+    keys = [module.stream_key for module in job(folder).objective.model.modules()]
+    assert 0 not in keys and len(set(keys)) == len(keys)
+    assert keys == [module.stream_key for module in job(folder).objective.model.modules()]
+
+
 def test_regression_has_no_classes(folder: Path) -> None:
     made = job(folder, "data.path=values.npz")
     assert not made.is_classification

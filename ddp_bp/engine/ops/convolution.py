@@ -57,7 +57,7 @@ def weight_gradient(images: Array, gradient: Array, window: Window, groups: int,
 
 def input_gradient(gradient: Array, weight: Array, window: Window, groups: int, extent: Pair) -> Array:
     """The gradient (N, *extent, C) of the images that `gradient` (N, *positions, O) was computed from."""
-    if groups > 1 and weight.shape[1] == 1:
+    if groups > 1 and weight.shape[1] == 1 and (window.stride != (1, 1) or len(weight) > groups):
         return depthwise_input_gradient(gradient, weight, window, extent, groups)
     if window.stride != (1, 1):
         return _scattered(gradient, weight, window, groups, extent)

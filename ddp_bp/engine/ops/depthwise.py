@@ -9,9 +9,8 @@ import math
 
 import numpy as np
 
-from ddp_bp.engine.ops.layout import channel_sums
 from ddp_bp.engine.ops.operation import Array
-from ddp_bp.engine.ops.windows import Padded, Pair, Window, image_runs
+from ddp_bp.engine.ops.windows import Padded, Pair, Window, image_runs, window_contents
 
 
 def depthwise_convolve(images: Array, weight: Array, window: Window, positions: Pair) -> Array:
@@ -38,16 +37,16 @@ def depthwise_weight_gradient(images: Array, gradient: Array, window: Window, ou
     positions = (gradient.shape[1], gradient.shape[2])
     multiplier = len(out) // num_channels
     parts = gradient.reshape(*gradient.shape[:3], num_channels, multiplier)
-    totals = np.zeros((multiplier, *window.size, num_channels), out.dtype)
+    # Columns are kept apart until the end, so that rows of an image are multiplied and added as a whole.
+    totals = np.zeros((multiplier, *window.size, positions[1], num_channels), out.dtype)
     padded = Padded(images, window)
     for run in padded.runs:
-        block = padded[run]
-        product = np.empty((len(block), *positions, num_channels), out.dtype)
+        contents = window_contents(padded[run], window, positions)
         for number, total in enumerate(totals):
             part = np.ascontiguousarray(parts[run, ..., number])
-            for row, column, place in window.taps(positions):
-                total[row, column] += channel_sums(np.multiply(block[place], part, out=product))
-    out[...] = totals.transpose(3, 0, 1, 2).reshape(out.shape)
+            # einsum multiplies and adds in one pass.
+            total += np.einsum("nhwklc,nhwc->klwc", contents, part)
+    out[...] = np.add.reduce(totals, axis=3).transpose(3, 0, 1, 2).reshape(out.shape)
 
 
 def depthwise_input_gradient(gradient: Array, weight: Array, window: Window, extent: Pair, groups: int) -> Array:

@@ -107,7 +107,7 @@ def column_blocks(images: Array, window: Window, positions: Pair) -> Iterator[tu
     step = num_rows if run_size > 1 else min(num_rows, max(1, _COLUMN_BYTES // max(row_bytes, 1)))
     buffer = np.empty((run_size, step, num_columns, *window.size, num_channels), images.dtype)
     for run in runs:
-        seen = _windows(padded[run], window, positions)
+        seen = window_contents(padded[run], window, positions)
         for start in range(0, num_rows, step):
             rows = slice(start, min(start + step, num_rows))
             block = buffer[: len(seen), : rows.stop - rows.start]
@@ -115,7 +115,7 @@ def column_blocks(images: Array, window: Window, positions: Pair) -> Iterator[tu
             yield (run, rows), block.reshape(-1, window.size[0] * window.size[1] * num_channels)
 
 
-def _windows(padded: Array, window: Window, positions: Pair) -> Array:
+def window_contents(padded: Array, window: Window, positions: Pair) -> Array:
     """A view (n, *positions, *size, C) of the padded images."""
     image, row, pixel, channel = padded.strides
     (down, across), (apart_down, apart_across) = window.stride, window.dilation
