@@ -45,6 +45,8 @@ TAKEN: dict[str, list[Any]] = {
     "adaptive_avg_pool2d": [IMAGES, 2],
     "avg_pool1d": [floats(2, 3, 5), 2],
     "avg_pool2d": [IMAGES, 2],
+    "shard_sum": [floats(3, 2)],
+    "sync_batch_norm": [floats(4, 3), ddp.tensor(np.zeros(3)), ddp.tensor(np.ones(3)), floats(3), floats(3)],
     "batch_norm": [floats(4, 3), ddp.tensor(np.zeros(3)), ddp.tensor(np.ones(3)), floats(3), floats(3), True],
     "bilinear": [floats(3, 2), floats(3, 4), floats(5, 2, 4), floats(5)],
     "conv1d": [floats(2, 3, 6), floats(4, 3, 2), floats(4)],
