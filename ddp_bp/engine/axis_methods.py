@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -165,8 +166,7 @@ class AxisMethods(Methods):
         """`length` elements from `start` on along `dim`."""
         axis = self._axis("narrow", dim)
         side = self.shape[axis] if self.ndim else 0
-        if start < 0:
-            start += side
+        start = index(start) + (side if start < 0 else 0)
         if not 0 <= start <= start + length <= side:
             raise ShapeError(f"narrow got elements {start} to {start + length} of axis {dim} of shape {self.shape}")
         return self._apply(shaping.GETITEM, (), ((*(slice(None),) * axis, slice(start, start + length), ...),))
