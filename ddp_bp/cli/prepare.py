@@ -12,6 +12,7 @@ from ddp_bp.coordinator.sockets import bind_http
 from ddp_bp.errors import AddressError
 from ddp_bp.recipes import Recipe, load_recipe
 from ddp_bp.worker.assemble import Job, assemble
+from ddp_bp.worker.datasource import data_problems
 from ddp_bp.worker.factory import model_problems
 from ddp_bp.worker.rundir import RunDirectory, check_checkpoint
 
@@ -46,7 +47,7 @@ def prepare(
     Raises:
         InputError: with what is wrong, where, and what to do. Nothing has been written.
     """
-    recipe, base = load_recipe(name, overrides, model_problems)
+    recipe, base = load_recipe(name, overrides, model_problems, data_problems)
     run = RunDirectory(run_dir)
     if starts_coordinator:
         run.check_free()

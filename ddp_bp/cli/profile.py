@@ -17,6 +17,7 @@ from ddp_bp.recipes import Recipe, load_recipe
 from ddp_bp.recipes.schema import resolve
 from ddp_bp.worker.assemble import Job, assemble
 from ddp_bp.worker.blas import check_same_blas, gather_blas
+from ddp_bp.worker.datasource import data_problems
 from ddp_bp.worker.factory import model_problems
 from ddp_bp.worker.failures import together
 from ddp_bp.worker.profiling.measure import RankProfile, measure
@@ -84,7 +85,7 @@ def profile(
 
 
 def _assemble(name: str, overrides: tuple[str, ...], world_size: int) -> tuple[Start, Job]:
-    recipe, base = load_recipe(name, overrides, model_problems)
+    recipe, base = load_recipe(name, overrides, model_problems, data_problems)
     recipe = resolve(recipe, world_size, None)
     return Start(recipe, str(base)), assemble(recipe, base, check_data=True, cache=user_cache())
 

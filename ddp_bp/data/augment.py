@@ -77,25 +77,32 @@ class Augment:
         ]
         return problems if self.normalize is None else problems + self.normalize.problems()
 
-    def check_shape(self, input_shape: tuple[int, ...]) -> None:
-        """Raises DataError unless these settings can be used on inputs of `input_shape`."""
+    def shape_problems(self, input_shape: tuple[int, ...]) -> list[str]:
+        """Every reason, one line each, why these settings cannot be used on inputs of `input_shape`."""
         if not self.is_random and self.normalize is None:
-            return
+            return []
         if len(input_shape) != 3:
-            raise DataError(
+            return [
                 f"`augment` needs images of shape [channels, height, width], but the inputs have shape "
                 f"{list(input_shape)}: set `input_shape` if they are images (digits: [1, 8, 8])"
-            )
+            ]
         channels, height, width = input_shape
+        problems = []
         if self.max_move >= min(height, width):
-            raise DataError(
+            problems.append(
                 f"`augment.shift` and `augment.crop` may move an image by {self.max_move} pixels, which leaves "
                 f"nothing of images of {height} x {width} pixels: lower them"
             )
         if self.normalize is not None and len(self.normalize.mean) != channels:
-            raise DataError(
+            problems.append(
                 f"`augment.normalize` has {len(self.normalize.mean)} means, but the images have {channels} channels"
             )
+        return problems
+
+    def check_shape(self, input_shape: tuple[int, ...]) -> None:
+        """Raises DataError unless these settings can be used on inputs of `input_shape`."""
+        if problems := self.shape_problems(input_shape):
+            raise DataError("; ".join(problems))
 
 
 def vary(images: NDArray[Any], settings: Augment, words: NDArray[np.uint64]) -> NDArray[Any]:

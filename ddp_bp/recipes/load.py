@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from ddp_bp.errors import RecipeError
-from ddp_bp.recipes.schema import ModelSection, Recipe
+from ddp_bp.recipes.schema import DataSection, ModelSection, Recipe
 from ddp_bp.recipes.section import Section
 from ddp_bp.recipes.wording import convert, nearest, unknown
 
@@ -34,6 +34,7 @@ def load_recipe(
     name_or_path: str,
     overrides: tuple[str, ...] = (),
     check_model: Callable[[ModelSection, Path], list[str]] | None = None,
+    check_data: Callable[[DataSection], list[str]] | None = None,
 ) -> tuple[Recipe, Path]:
     """Read and validate a recipe.
 
@@ -42,6 +43,7 @@ def load_recipe(
         overrides: `section.key=value`, the value written as in TOML; what is not TOML counts as a plain string.
         check_model: gives the problems of a model section that is right as far as this room can tell, so that they
             are reported together with those of other sections; relative names start at the folder.
+        check_data: the same for a data section, whose files it must not look at.
 
     Returns:
         The recipe and the folder that relative paths in it start from.
@@ -61,6 +63,9 @@ def load_recipe(
     if check_model is not None:
         model = _convert(ModelSection, table.get("model", {}), "model.", [])
         problems += [] if model is None else check_model(model, base)
+    if check_data is not None:
+        data = _convert(DataSection, table.get("data", {}), "data.", [])
+        problems += [] if data is None else check_data(data)
     if problems or recipe is None:
         raise RecipeError(f"recipe {name_or_path}", problems)
     return recipe, base

@@ -208,4 +208,6 @@ class LossSection(ChoiceSection, frozen=True, kw_only=True):
                 "loss: expected at most one of loss.weight and loss.ignore_index, got both; "
                 f"give class {self.ignore_index} the weight 0 instead"
             )
+        if self.weight is not None and not any(self.weight):
+            problems.append("loss.weight: expected a number above 0 among them, since with all 0 nothing is minimised")
         return problems

@@ -98,6 +98,14 @@ class TrainSection(Section, frozen=True, kw_only=True):
     eval_every_epochs: Count = 1
     eval_batch_size: PositiveInt = 256
 
+    def conflicts(self) -> list[str]:
+        if self.shards is not None and self.shards > self.batch_size:
+            return [
+                f"train.shards: expected at most train.batch_size = {self.batch_size}, since a shard without a sample "
+                f"computes nothing; got {self.shards}"
+            ]
+        return []
+
 
 class SampleSection(Section, frozen=True, kw_only=True):
     """`[sample]`: for text, what the trained model writes when training has ended.
@@ -170,6 +178,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         problems = []
         if self.schedule.name == "plateau" and not self.train.eval_every_epochs:
             problems.append("schedule.name: 'plateau' needs evaluations: train.eval_every_epochs above 0")
+        if self.schedule.name == "plateau" and self.train.eval_every_epochs > self.train.epochs:
+            problems.append(
+                f"train.eval_every_epochs: expected at most train.epochs = {self.train.epochs}, since schedule "
+                f"'plateau' follows the evaluations; got {self.train.eval_every_epochs}"
+            )
         takes = self.optimizer.takes[self.optimizer.name]
         if self.schedule.cycle_momentum and "momentum" not in takes and "betas" not in takes:
             problems.append(f"schedule.cycle_momentum: optimizer {self.optimizer.name!r} has no momentum")

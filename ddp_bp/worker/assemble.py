@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from ddp_bp._version import __version__
-from ddp_bp.data import DataSpec, Loaded, ShardPlan, load
-from ddp_bp.data.batches import Batch
-from ddp_bp.engine import no_grad, tensor
+from ddp_bp.data import Loaded, ShardPlan
 from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.errors import EngineError, RecipeError
+from ddp_bp.nn import Module
 from ddp_bp.optim import (
     LAMB,
     LARS,
@@ -37,13 +36,15 @@ from ddp_bp.optim import (
 )
 from ddp_bp.recipes.load import encode
 from ddp_bp.recipes.optimization import OptimizerSection
-from ddp_bp.recipes.schema import ModelSection, Recipe
+from ddp_bp.recipes.schema import Recipe
 from ddp_bp.worker.blas import blas_in_use
-from ddp_bp.worker.factory import build_model
+from ddp_bp.worker.datasource import load_data
+from ddp_bp.worker.factory import build_model, source_digest
 from ddp_bp.worker.loss import build_loss, loss_problems
 from ddp_bp.worker.objective import Objective
+from ddp_bp.worker.preflight import try_evaluation, try_training
 from ddp_bp.worker.sampling import check_sampling, sample_problems
-from ddp_bp.worker.schedule import Schedule
+from ddp_bp.worker.schedule import Schedule, schedule_problems
 
 OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = MappingProxyType(
     {
@@ -66,7 +67,7 @@ class Job:
     """Everything that one process needs to compute with, before it knows the other ranks.
 
     `recipe` has everything resolved that the first start fixes. `layout` is a 64-bit fingerprint of what must be equal
-    on all ranks: recipe, parameters and their first values, and the versions that decide bits.
+    on all ranks: recipe, parameters and their first values, the user's own code, and the versions that decide bits.
     """
 
     recipe: Recipe
@@ -94,7 +95,8 @@ def assemble(recipe: Recipe, base: Path, *, check_data: bool, cache: Path | None
 
     Args:
         recipe: resolved, so that `train.shards` is set.
-        check_data: whether to look at every value for NaN and infinity; one process of a job is enough.
+        check_data: whether to look at every value for NaN and infinity, and to try the model in training; one process
+            of a job is enough.
         cache: the user's cache folder, where downloaded data sets are.
 
     Raises:
@@ -102,11 +104,10 @@ def assemble(recipe: Recipe, base: Path, *, check_data: bool, cache: Path | None
         RecipeError: what the recipe asks for does not fit the data, or the model cannot be built.
     """
     assert recipe.train.shards is not None
-    spec = msgspec.to_builtins(recipe.data)
-    spec["seed"] = spec.pop("split_seed")
-    spec["target"] = None if recipe.data.target is None else str(recipe.data.target)
-    data = load(msgspec.convert(spec, DataSpec), base, cache=cache, check=check_data)
-    if problems := _problems(recipe, data):
+    data, problems = load_data(recipe.data, base, cache=cache, check=check_data)
+    plan = ShardPlan(data.train.num_samples, recipe.train.batch_size, recipe.train.shards, recipe.train.seed)
+    problems += _problems(recipe, data, plan)
+    if problems:
         raise RecipeError("recipe", problems)
     model = build_model(recipe.model, data.input_shape, data.num_outputs, recipe.train.seed, base)
     objective = Objective(
@@ -115,15 +116,16 @@ def assemble(recipe: Recipe, base: Path, *, check_data: bool, cache: Path | None
         counts_correct=data.num_classes is not None,
         answers_per_sample=1 if data.vocabulary is None else data.input_shape[0],
     )
-    _check_output(recipe.model, objective, data)
+    try_evaluation(recipe, objective, data)
     check_sampling(model, recipe.sample, data)
     try:
         parameters = FlatParameters(model.named_parameters())
     except EngineError as error:
         raise RecipeError(f"model {recipe.model.name or recipe.model.factory}", [str(error)]) from error
-    plan = ShardPlan(data.train.num_samples, recipe.train.batch_size, recipe.train.shards, recipe.train.seed)
     optimizer = _build_optimizer(recipe.optimizer, parameters)
-    total_steps = recipe.train.epochs * plan.steps_per_epoch
+    total_steps = min(recipe.train.epochs * plan.steps_per_epoch, recipe.train.max_steps or sys.maxsize)
+    if check_data:
+        try_training(recipe, objective, data, plan, total_steps)
     return Job(
         recipe=recipe,
         data=data,
@@ -132,8 +134,8 @@ def assemble(recipe: Recipe, base: Path, *, check_data: bool, cache: Path | None
         optimizer=optimizer,
         schedule=Schedule(recipe.schedule, optimizer, plan.steps_per_epoch),
         plan=plan,
-        total_steps=min(total_steps, recipe.train.max_steps or total_steps),
-        layout=_fingerprint(recipe, parameters, data),
+        total_steps=total_steps,
+        layout=_fingerprint(recipe, model, parameters, data),
     )
 
 
@@ -147,38 +149,22 @@ def versions() -> dict[str, str]:
     }
 
 
-def _problems(recipe: Recipe, data: Loaded) -> list[str]:
+def _problems(recipe: Recipe, data: Loaded, plan: ShardPlan) -> list[str]:
     """What of the recipe does not fit the data, whatever the model is."""
-    problems = [*loss_problems(recipe.loss, data), *sample_problems(recipe.sample, data)]
+    problems = [
+        *loss_problems(recipe.loss, data),
+        *sample_problems(recipe.sample, data),
+        *schedule_problems(recipe.schedule, plan.steps_per_epoch),
+    ]
+    num_samples = min(plan.batch_size, plan.num_samples)
+    if plan.num_shards > num_samples:
+        problems.append(
+            f"train.shards: expected at most as many as the largest batch has samples, {num_samples}, got "
+            f"{plan.num_shards}, which is the number of workers unless the recipe says otherwise"
+        )
     if recipe.schedule.name == "plateau" and data.evaluation is None:
         problems.append("schedule.name: 'plateau' needs samples that are held out, and of these data none are")
     return problems
-
-
-def _check_output(section: ModelSection, objective: Objective, data: Loaded) -> None:
-    """Put one sample through model and loss, so that what does not fit the data is found before anything starts."""
-    called = f"model {section.name or section.factory}"
-    inputs, targets = data.train.batch(np.zeros(1, np.int64))
-    objective.model.eval()
-    try:
-        with no_grad():
-            output = objective.model(tensor(inputs))
-    except (Exception, SystemExit) as error:
-        problem = f"cannot take one input of shape {inputs.shape}: {error}"
-        raise RecipeError(called, [problem]) from error
-    positions = (1,) if data.vocabulary is None else targets.shape
-    expected, got = (*positions, data.num_outputs), tuple(getattr(output, "shape", ()))
-    is_row = got[:-1] == positions and len(got) == len(expected)
-    if data.num_classes is not None and is_row and got[-1] < data.num_classes:
-        raise RecipeError(
-            called, [f"gives {got[-1]} outputs, but the data has {data.num_classes} classes, one output each"]
-        )
-    if got != expected and not (data.num_classes is not None and is_row):
-        raise RecipeError(called, [f"expected an output of shape {expected} for one sample, got {got}"])
-    try:
-        objective.evaluate(Batch(np.zeros(1, np.int64), inputs, targets, ids_digest=0))
-    except EngineError as error:
-        raise RecipeError("loss", [str(error)]) from error
 
 
 def _build_optimizer(section: OptimizerSection, parameters: FlatParameters) -> Optimizer:
@@ -195,10 +181,11 @@ def _build_optimizer(section: OptimizerSection, parameters: FlatParameters) -> O
     return kind([group for group in groups if group["params"]], **arguments)
 
 
-def _fingerprint(recipe: Recipe, parameters: FlatParameters, data: Loaded) -> int:
+def _fingerprint(recipe: Recipe, model: Module, parameters: FlatParameters, data: Loaded) -> int:
     digest = hashlib.sha256(encode(recipe))
     digest.update(repr([(slot.name, slot.shape) for slot in parameters.slots]).encode())
     digest.update(parameters.data.tobytes())
+    digest.update(source_digest(recipe.model, model))
     alike = {name: version for name, version in versions().items() if name != "blas" or not recipe.blas.allow_mixed}
     digest.update(repr(sorted(alike.items())).encode())
     digest.update(repr([data.train.digest, data.evaluation.digest if data.evaluation else None]).encode())

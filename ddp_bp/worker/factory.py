@@ -6,6 +6,7 @@ is known before anything is built. Knows neither data nor training.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import sys
@@ -29,7 +30,8 @@ _INIT_STREAM = 2**62
 def model_problems(section: ModelSection, base: Path) -> list[str]:
     """Every reason, one line each with its key, why `section` names no model that takes its options.
 
-    Modules of the user's own are looked for in `base`, then in the working folder, and imported.
+    Modules of the user's own are looked for in `base`, then in the working folder, then among what is installed, and
+    imported.
     """
     return _resolve(section, base)[2]
 
@@ -60,6 +62,19 @@ def build_model(section: ModelSection, input_shape: tuple[int, ...], num_outputs
     return model
 
 
+def source_digest(section: ModelSection, model: Module) -> bytes:
+    """A digest of the files that hold the user's own parts of `model`: its factory, and the classes of its modules."""
+    names = {type(module).__module__ for module in model.modules()}
+    names |= {section.factory.partition(":")[0]} if section.factory is not None else set()
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        # What comes with the package is told apart by its version.
+        if name.partition(".")[0] != "ddp_bp" and file is not None and Path(file).is_file():
+            digest.update(f"{name} {hashlib.sha256(Path(file).read_bytes()).hexdigest()}\n".encode())
+    return digest.digest()
+
+
 def _resolve(section: ModelSection, base: Path) -> tuple[Callable[..., Any] | None, dict[str, Any], list[str]]:
     """The function that builds the model, its options in the types that it takes them in, and all problems."""
     factory, problem = _packaged(section.name) if section.name is not None else _own(section.factory or "", base)
@@ -79,10 +94,10 @@ def _own(called: str, base: Path) -> tuple[Callable[..., Any] | None, str]:
     module_name, _, attribute = called.partition(":")
     if not module_name or not attribute:
         return None, f"model.factory: expected 'package.module:function', got {called!r}"
-    # The user's own code stands beside the recipe or in the working folder, as for a script started there.
-    for folder in (str(base.resolve()), str(Path.cwd())):
-        if folder not in sys.path:
-            sys.path.append(folder)
+    # Beside the recipe, then in the working folder, then what is installed: in this order however Python was started,
+    # since `python -m` puts the working folder first and a command of its own does not.
+    own = dict.fromkeys((str(base.resolve()), str(Path.cwd())))
+    sys.path[:] = [*own, *(folder for folder in sys.path if folder and folder not in own)]
     try:
         factory = getattr(importlib.import_module(module_name), attribute, None)
     except (Exception, SystemExit) as error:

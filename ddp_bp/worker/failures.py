@@ -1,4 +1,4 @@
-"""Failing together: a rank never raises alone, and each error is shown once."""
+"""Failing together: a rank never raises alone, and each error or warning is shown once."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def print_failure(error: BaseException, rank: int, step: int) -> str:
         print(text, end="", file=sys.stderr)
     sys.stderr.flush()
     return text
+
+
+def warn(text: str) -> None:
+    """Tell the user something that does not stop the job; what all ranks know alike, on one of them."""
+    print(f"ddp-bp: warning: {text}", file=sys.stderr, flush=True)
 
 
 def raise_together(verdict: Verdict, failure: BaseException | None, where: str) -> None:

@@ -6,9 +6,10 @@ that the step's agreement carried, never from what one rank happens to have rece
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
 
 from ddp_bp.parallel.communicator import Communicator
@@ -16,7 +17,7 @@ from ddp_bp.wire.messages import Acknowledged, CheckpointDone, Stop, TakeCheckpo
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import Checkpointing
 from ddp_bp.worker.evaluation import Evaluation
-from ddp_bp.worker.failures import together
+from ddp_bp.worker.failures import together, warn
 from ddp_bp.worker.ledger import Ledger
 from ddp_bp.worker.link import CoordinatorLink
 from ddp_bp.worker.progress import Progress
@@ -177,6 +178,11 @@ class TrainingLoop:
             return
         self._reporter.send_if_due("evaluate", self._epoch(), self._scalars())
         result = self._evaluation.run(self._progress.step, has_accuracy=self._job.is_classification)
+        if not math.isfinite(result.loss):
+            # Outputs that are not numbers have no largest one, so that no answer among them is right.
+            result = replace(result, accuracy=None)
+            if self._communicator.rank == 0:
+                warn(f"the evaluation loss after step {self._progress.step} is {result.loss}")
         self._progress.evaluated(result)
         self._reporter.evaluation(result, self._epoch())
 

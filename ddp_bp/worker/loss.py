@@ -31,6 +31,11 @@ def loss_problems(section: LossSection, data: Loaded) -> list[str]:
             f"loss.{key}: does not apply to regression, whose loss is mse unless loss.name says otherwise"
             for key in section.arguments()
         ]
+    if data.num_classes is not None and section.ignore_index is not None and section.ignore_index >= data.num_classes:
+        return [
+            f"loss.ignore_index: expected one of the {data.num_classes} classes, 0 to {data.num_classes - 1}, got "
+            f"{section.ignore_index}"
+        ]
     return [
         f"loss.{key}: expected {data.num_outputs} numbers, one for each {'class' if is_classification else 'output'}, "
         f"got {len(values)}"

@@ -26,13 +26,26 @@ from ddp_bp.optim.lr_scheduler import (
 from ddp_bp.recipes.optimization import ScheduleSection
 
 
+def schedule_problems(section: ScheduleSection, steps_per_epoch: int) -> list[str]:
+    """Every reason, one line each with its key, why lengths of `section` do not fit together in whole steps."""
+    warmup = _steps(section.warmup_epochs or 0.0, steps_per_epoch)
+    # A training that is cut short within its warm-up is a trial, and no mistake.
+    lengths = _lengths(section, steps_per_epoch)
+    if not lengths or warmup < lengths[0]:
+        return []
+    length = lengths[0]
+    return [f"schedule.warmup_epochs: expected a warm-up shorter than the schedule, {length} steps, got {warmup} steps"]
+
+
 class Schedule:
     """Sets the rates of an optimizer."""
 
     def __init__(self, section: ScheduleSection, optimizer: Optimizer, steps_per_epoch: int) -> None:
         """Raises RecipeError if the lengths do not fit together, or the schedule does not fit the optimizer."""
+        if problems := schedule_problems(section, steps_per_epoch):
+            raise RecipeError("recipe", problems)
         self._section, self._optimizer, self._steps_per_epoch = section, optimizer, steps_per_epoch
-        self._length = self._length_in_steps() if section.has_length else None
+        self._length = min(_lengths(section, steps_per_epoch), default=None)
         self._curve: LRScheduler | None = None
         self._plateau: ReduceLROnPlateau | None = None
         try:
@@ -85,7 +98,8 @@ class Schedule:
             case "step":
                 return StepLR(optimizer, step_size=max(1, self._steps(section.step_epochs or 0.0)), **arguments)
             case "multi_step":
-                milestones = [self._steps(epochs) - warmup for epochs in section.milestones or ()]
+                # At least one step with the whole rate, also where a milestone is less than half a step.
+                milestones = [max(1, self._steps(epochs) - warmup) for epochs in section.milestones or ()]
                 return MultiStepLR(optimizer, milestones, **arguments)
             case "cosine":
                 return CosineAnnealingLR(optimizer, length, **arguments)
@@ -107,25 +121,20 @@ class Schedule:
             case _:
                 return None
 
-    def _length_in_steps(self) -> int:
-        section = self._section
-        lengths = [] if section.epochs is None else [max(1, self._steps(section.epochs))]
-        lengths += [] if section.max_steps is None else [section.max_steps]
-        warmup = self._steps(section.warmup_epochs or 0.0)
-        if lengths and warmup >= lengths[0]:
-            raise RecipeError(
-                "recipe",
-                [
-                    f"schedule.warmup_epochs: expected a warm-up shorter than the schedule, {lengths[0]} steps, "
-                    f"got {warmup} steps"
-                ],
-            )
-        return min(lengths)
-
     def _warmup_steps(self) -> int:
         """The warm-up; of a training that is cut short before its end, all but one step."""
         warmup = self._steps(self._section.warmup_epochs or 0.0)
         return warmup if self._length is None else min(warmup, self._length - 1)
 
     def _steps(self, epochs: float) -> int:
-        return round(epochs * self._steps_per_epoch)
+        return _steps(epochs, self._steps_per_epoch)
+
+
+def _lengths(section: ScheduleSection, steps_per_epoch: int) -> list[int]:
+    """How many steps a curve may have, by `epochs` and by `max_steps`; the lower one counts. Empty if it has no end."""
+    lengths = [] if section.epochs is None else [max(1, _steps(section.epochs, steps_per_epoch))]
+    return lengths if section.max_steps is None else [*lengths, section.max_steps]
+
+
+def _steps(epochs: float, steps_per_epoch: int) -> int:
+    return round(epochs * steps_per_epoch)

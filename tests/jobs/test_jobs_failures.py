@@ -258,6 +258,10 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], list], list[str]]] = {
     "zero workers": (lambda f: ["train", "digits", "-n", "0"], ["-n", "0 is not in the range x>=1"]),
     "occupied port": (occupied_port, ["coordinator.http_port", "in use", "choose another"]),
     "a folder of something else": (foreign_folder, ["expected an empty folder", "no recipe.json"]),
+    "more shards than samples": (
+        lambda f: ["train", "digits", "--set", "train.shards=1000000000"],
+        ["train.shards: expected at most train.batch_size = ", "got 1000000000"],
+    ),
     "missing checkpoint": (lambda f: ["train", "digits", "--resume", f / "nowhere"], ["nowhere"]),
 }
 
@@ -294,6 +298,15 @@ def test_a_model_that_does_not_fit_is_found_before_anything_starts(
     assert part in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_workers_train_the_model_that_was_checked(run_ddp_bp, slow_recipe: Path, tmp_path: Path) -> None:
+    working = tmp_path / "working"
+    working.mkdir()
+    (working / "job_models.py").write_text("raise ImportError('the code of the working folder')")
+    options = ("--set", "train.max_steps=2", "--set", "model.options.sleep_seconds=0.0")
+    result = run_ddp_bp("train", slow_recipe, *options, "--run-dir", tmp_path / "run", cwd=working)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -348,6 +361,17 @@ def test_resume_never_does_not_overwrite_a_run(run_ddp_bp, finished_run: Path) -
     result = run_ddp_bp("train", "digits", "--set", "train.epochs=3", "--run-dir", finished_run, "--resume", "never")
     assert result.returncode == 2
     assert "holds checkpoints of an earlier start" in result.stderr
+
+
+def test_an_evaluation_that_is_no_number_is_warned_of_once_and_has_no_accuracy(
+    run_ddp_bp, slow_recipe: Path, tmp_path: Path
+) -> None:
+    options = ["--set", "model.factory=job_models:not_a_number_in_evaluation", "--set", "train.max_steps=3"]
+    result = run_ddp_bp("train", slow_recipe, "-n", "2", *options, "--run-dir", tmp_path / "run", "--json")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("warning: the evaluation loss after step 3 is nan") == 1
+    summary = json.loads(result.stdout)
+    assert summary["eval_loss"] is None and summary["eval_accuracy"] is None
 
 
 def test_a_step_that_diverges_ends_the_job_and_names_shard_and_samples(run_ddp_bp, tmp_path: Path) -> None:

@@ -183,6 +183,11 @@ def test_a_model_is_checked_beside_the_problems_of_other_sections_but_not_if_it_
     assert len(seen) == 1
 
 
+def test_a_table_without_a_key_that_it_needs_is_said_in_words_of_toml() -> None:
+    table = {**GOOD, "data": {"name": "digits", "augment": {"normalize": {"mean": [0.5]}}}}
+    assert problems_of(table) == ["data.augment.normalize: expected a table with the key `std`, got {'mean': [0.5]}"]
+
+
 def test_a_name_far_from_all_known_ones_lists_them() -> None:
     assert problems_of({**GOOD, "checkpoint": {"zzz": 1}}) == [
         "checkpoint.zzz: unknown key; known: every_steps, every_seconds, keep, keep_best"

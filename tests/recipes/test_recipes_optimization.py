@@ -121,6 +121,20 @@ def test_keys_of_another_choice_and_all_other_conflicts_are_reported_at_once() -
             {"schedule": {"name": "one_cycle", "cycle_momentum": True}, "optimizer": {"name": "adagrad"}},
             "schedule.cycle_momentum: optimizer 'adagrad' has no momentum",
         ),
+        (
+            {"schedule": {"name": "plateau"}, "train": {"epochs": 2, "eval_every_epochs": 3}},
+            "train.eval_every_epochs: expected at most train.epochs = 2, since schedule 'plateau' follows the "
+            "evaluations; got 3",
+        ),
+        (
+            {"loss": {"weight": [0, 0.0]}},
+            "loss.weight: expected a number above 0 among them, since with all 0 nothing is minimised",
+        ),
+        (
+            {"train": {"batch_size": 4, "shards": 5}},
+            "train.shards: expected at most train.batch_size = 4, since a shard without a sample computes nothing; "
+            "got 5",
+        ),
         ({"train": {"ema_decay": 1.0}}, "train.ema_decay: expected a number < 1, got 1.0"),
         (
             {"optimizer": {"decay": "matrix"}},

@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ddp_bp
 from ddp_bp import nn, optim
 from ddp_bp.data.batches import Batch
 from ddp_bp.engine import tensor
+from ddp_bp.engine.random import generator
 from ddp_bp.errors import DataError, RecipeError
 from ddp_bp.recipes import load_recipe
 from ddp_bp.recipes.optimization import OptimizerSection
 from ddp_bp.worker.assemble import OPTIMIZERS, Job, assemble
+from ddp_bp.worker.datasource import data_problems
+from ddp_bp.worker.factory import model_problems
 
 OWN = """
 [model]
@@ -142,6 +146,30 @@ def test_everything_that_does_not_fit_the_data_is_reported_at_once(folder: Path)
     )
 
 
+def test_what_the_recipe_has_wrong_is_one_message_and_what_the_data_contradict_another(folder: Path) -> None:
+    own = {"check_model": model_problems, "check_data": data_problems}
+    wrong = ("optimizer.lrr=1", "data.context=8", "data.split_seed=1", "data.augment.normalize={mean=[0.5],std=[]}")
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(str(folder / "own.toml"), (*wrong, "model.options.widht=3"), **own)
+    assert raised.value.problems == (
+        "optimizer.lrr: unknown key (did you mean 'lr'?)",
+        "model.options.widht: unknown option of own_models:build (did you mean 'width'?)",
+        "data.context (8) has no meaning for the file 'data.npz': remove it",
+        "data.augment.normalize needs one mean and one std for each channel, got 1 and 0; for one channel, for "
+        "example, mean = [0.5], std = [0.25]",
+    )
+    with pytest.raises(RecipeError) as raised:
+        load_recipe("digits", ("data.name=fashion-mnist", "data.split_seed=1"), **own)
+    assert raised.value.problems[1].startswith("data.split_seed (1) has no meaning for 'fashion-mnist'")
+    overrides = ("data.augment.flip=true", "loss.weight=[1]", "schedule={name='cosine', epochs=1, warmup_epochs=0.9}")
+    assert problems(folder, *overrides) == (
+        "data.augment needs images of shape [channels, height, width], but the inputs have shape [5]: set "
+        "data.input_shape if they are images (digits: [1, 8, 8])",
+        "loss.weight: expected 3 numbers, one for each class, got 1",
+        "schedule.warmup_epochs: expected a warm-up shorter than the schedule, 4 steps, got 4 steps",
+    )
+
+
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
@@ -154,6 +182,12 @@ def test_everything_that_does_not_fit_the_data_is_reported_at_once(folder: Path)
         (
             ["data.path=values.npz", "loss.label_smoothing=0.1"],
             "loss.label_smoothing: does not apply to regression, whose loss is mse unless loss.name says otherwise",
+        ),
+        (["loss.ignore_index=3"], "loss.ignore_index: expected one of the 3 classes, 0 to 2, got 3"),
+        (
+            ["train.batch_size=99", "train.shards=31"],
+            "train.shards: expected at most as many as the largest batch has samples, 30, got 31, which is the number "
+            "of workers unless the recipe says otherwise",
         ),
         ([factory("too_many"), "loss.weight=[1, 2, 3]"], "cross_entropy got a weight"),
         (
@@ -215,6 +249,38 @@ def test_other_data_of_the_same_shape_has_another_fingerprint(folder: Path) -> N
 # ---- factories and their options
 
 
+def test_code_beside_the_recipe_comes_before_the_working_folder_and_both_before_what_is_installed(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working, installed = tmp_path_factory.mktemp("working"), tmp_path_factory.mktemp("installed")
+    source = (folder / "own_models.py").read_text()
+    (working / "own_models.py").write_text("raise ImportError('not this one')")
+    (working / "second_models.py").write_text(source)
+    (installed / "second_models.py").write_text("raise ImportError('not this one')")
+    monkeypatch.chdir(working)
+    for path in ([str(installed)], [str(working), str(installed), str(folder)], ["", str(installed)]):
+        monkeypatch.setattr(sys, "path", [*path, *sys.path])
+        for name in ("own_models", "second_models"):
+            job(folder, f"model.factory={name}:build")
+            del sys.modules[name]
+        assert sys.path[:2] == [str(folder), str(working)]
+
+
+def test_other_code_has_another_fingerprint(folder: Path) -> None:
+    (folder / "layers_elsewhere.py").write_text("from ddp_bp import nn\nclass Layer(nn.Linear):\n    pass\n")
+    code = "import layers_elsewhere\ndef build(shape, n):\n    return layers_elsewhere.Layer(shape[0], n)\n"
+    (folder / "changing_models.py").write_text(code)
+    layouts = []
+    for changed in (None, "changing_models.py", "layers_elsewhere.py"):
+        if changed is not None:
+            with (folder / changed).open("a") as file:
+                file.write("# other code\n")
+        layouts.append(job(folder, "model.factory=changing_models:build").layout)
+        for name in ("changing_models", "layers_elsewhere"):
+            del sys.modules[name]
+    assert len(set(layouts)) == 3
+
+
 def test_a_class_and_a_partial_function_are_factories_too(folder: Path) -> None:
     assert job(folder, factory("Network"), "model.options.width=7").parameters.slots[0].shape == (7, 5)
     assert job(folder, factory("partial")).parameters.slots[0].shape == (3, 5)
@@ -237,6 +303,41 @@ def test_a_factory_may_declare_limits(folder: Path) -> None:
         "model.options.share: expected a number < 1, got 1.5",
         "model.options.widths: expected a whole number >= 1 at [1], got [2, 0]",
     )
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "path='folder'",
+        "array=[1, 2]",
+        "number=0.5",
+        "imaginary=2",
+        "function='abs'",
+        "module='ReLU'",
+        "layer={width=2, inner=[{width=3}]}",
+        "kind='wide'",
+        "by_kind={wide=3}",
+    ],
+)
+def test_options_of_types_that_toml_has_not_are_left_to_the_factory(folder: Path, option: str) -> None:
+    job(folder, factory("typed"), f"model.options.{option}")
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ("path=3", "path: expected a path, got 3"),
+        ("layer={widht=2}", "layer: unknown key 'widht' (did you mean 'width'?)"),
+        ("layer={inner=[{width=1}, {x=2}]}", "layer: unknown key 'x'; known: width, inner"),
+        ("kind='wild'", "kind: expected one of narrow, wide, got 'wild' (did you mean 'wide'?)"),
+        (
+            "kinds=['wide', 'x']",
+            "kinds: expected one of the values that are allowed, and not 'x' at [1], got ['wide', 'x']",
+        ),
+    ],
+)
+def test_options_of_structured_types_are_checked_to_the_last_key(folder: Path, option: str, problem: str) -> None:
+    assert problems(folder, factory("typed"), f"model.options.{option}") == (f"model.options.{problem}",)
 
 
 def test_a_factory_without_a_signature_is_left_to_judge(folder: Path) -> None:
@@ -274,12 +375,18 @@ def test_every_option_that_does_not_fit_is_reported_at_once(folder: Path) -> Non
         ([factory("NUMBER")], "module 'own_models' has no function 'NUMBER'"),
         ([factory("empty")], "has no parameters, so there is nothing to train"),
         ([factory("text")], "expected a ddp_bp.nn.Module from it, got str"),
+        ([factory("no_tensor")], "expected a ddp_bp.Tensor from its forward, got ndarray"),
+        ([factory("integers")], "cannot be taken of what model own_models:integers gives: "),
+        ([factory("crashing")], "cannot be trained on a shard of 3 samples, the smallest that train.batch_size = 8, "),
+        ([factory("crashing")], "give: SystemExit: 3"),
+        ([factory("frozen")], "depends on no parameter with requires_grad, so there is nothing to train"),
+        ([factory("detached")], "depends on no parameter with requires_grad, so there is nothing to train"),
         ([factory("too_few")], "gives 2 outputs, but the data has 3 classes, one output each"),
-        ([factory("flat")], "expected an output of shape (1, 3) for one sample, got (1,)"),
-        ([factory("other_input")], "cannot take one input of shape (1, 5)"),
+        ([factory("flat")], "expected an output of shape (2, 3) for 2 samples, got (2,)"),
+        ([factory("other_input")], "cannot take inputs of shape (2, 5) in evaluation: "),
         (
             [factory("too_many"), "data.path=values.npz"],
-            "expected an output of shape (1, 2) for one sample, got (1, 3)",
+            "expected an output of shape (2, 2) for 2 samples, got (2, 3)",
         ),
     ],
 )
@@ -288,6 +395,64 @@ def test_a_model_that_cannot_be_used_is_a_recipe_error_that_says_why(
 ) -> None:
     [problem] = problems(folder, *overrides)
     assert part in problem
+
+
+# 30 samples to train on, in batches of 29: the last batch has one.
+LAST_OF_ONE = ("train.batch_size=29", "train.shards=2")
+# 30 samples in batches of 8: the last batch has 6, in shards of 1 and 2.
+SHARD_OF_ONE = ("train.batch_size=8", "train.shards=4")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "synced", "num_samples"),
+    [(LAST_OF_ONE, False, 29), (LAST_OF_ONE, True, 29), (SHARD_OF_ONE, False, 8)],
+)
+def test_batch_norm_on_a_shard_of_one_sample_is_found_before_the_step_that_has_it(
+    folder: Path, sizes: tuple[str, ...], synced: bool, num_samples: int
+) -> None:
+    model = (factory("normalized"), f"model.options.synced={str(synced).lower()}")
+    [problem] = problems(folder, *model, *sizes)
+    assert f"on a shard of 1 sample, the smallest that train.batch_size = {num_samples}, train.shards" in problem
+    assert "it takes 2 or more" in problem
+
+
+@pytest.mark.parametrize(
+    ("synced", "overrides"),
+    [
+        (True, SHARD_OF_ONE),  # statistics are those of the whole batch
+        (False, (*LAST_OF_ONE, "train.max_steps=1")),  # training does not get there
+        (False, ("train.shards=2", "train.batch_size=15")),
+    ],
+)
+def test_batch_norm_that_never_sees_one_sample_alone_is_taken(
+    folder: Path, synced: bool, overrides: tuple[str, ...]
+) -> None:
+    job(folder, factory("normalized"), f"model.options.synced={str(synced).lower()}", *overrides)
+
+
+def test_batch_norm_without_running_statistics_needs_two_samples_in_evaluation_too(folder: Path) -> None:
+    model = (factory("normalized"), "model.options.tracks=false")
+    job(folder, *model)
+    [problem] = problems(folder, *model, "train.eval_batch_size=3")
+    assert "cannot take inputs of shape (1, 5) in evaluation: " in problem
+
+
+def test_a_trial_leaves_nothing_behind(folder: Path) -> None:
+    recipe, base = load_recipe(str(folder / "own.toml"), (factory("normalized"),))
+    tried, other = assemble(recipe, base, check_data=True), assemble(recipe, base, check_data=False)
+    for name, array in tried.objective.model.state_dict().items():
+        assert array.tobytes() == other.objective.model.state_dict()[name].tobytes(), name
+    assert tried.layout == other.layout
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in tried.objective.model.parameters())
+    ddp_bp.manual_seed(3)
+    expected = generator().random(4)
+    ddp_bp.manual_seed(3)
+    assemble(recipe, base, check_data=True)
+    assert generator().random(4).tolist() == expected.tolist()
+
+
+def test_a_model_may_be_frozen_in_part(folder: Path) -> None:
+    job(folder, factory("partly_frozen"))
 
 
 def test_more_outputs_than_classes_are_a_choice(folder: Path) -> None:
@@ -309,3 +474,5 @@ def test_data_that_cannot_be_used_is_a_data_error(folder: Path) -> None:
         job(folder, "data.path=dat.npz")
     with pytest.raises(DataError, match="classes"):
         job(folder, "data.num_classes=2")
+    with pytest.raises(DataError, match=r"data\.eval_fraction 0\.001 of 40 samples leaves none for evaluation"):
+        job(folder, "data.eval_fraction=0.001", "data.augment.flip=true")

@@ -42,6 +42,9 @@ CASES: list[tuple[ScheduleSection, list[float]]] = [
         ScheduleSection(name="multi_step", milestones=(0.5, 1), gamma=0.2, warmup_epochs=0.25),
         [0.25, 0.5, 0.1, 0.1, 0.02],
     ),
+    # Less than half a step, which is one step.
+    (ScheduleSection(name="multi_step", milestones=(0.01, 0.75), gamma=0.2), [0.5, 0.1, 0.1, 0.02]),
+    (ScheduleSection(name="multi_step", milestones=(0.26,), gamma=0.2, warmup_epochs=0.25), [0.25, 0.5, 0.1]),
     (
         ScheduleSection(name="cosine", epochs=1, eta_min=0.1),
         [0.5, 0.3 + 0.2 * math.sqrt(0.5), 0.3, 0.3 - 0.2 * math.sqrt(0.5), 0.1, 0.1, 0.1],

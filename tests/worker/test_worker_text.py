@@ -142,8 +142,8 @@ def test_a_text_job_has_an_answer_for_each_position(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["model.factory=text_models:of_the_text"], "expected an output of shape (1, 6, 4) for one sample, got (1, 4)"),
-        (["model={name='mlp'}"], "cannot take one input of shape (1, 6)"),
+        (["model.factory=text_models:of_the_text"], "expected an output of shape (2, 6, 4) for 2 samples, got (2, 4)"),
+        (["model={name='mlp'}"], "cannot take inputs of shape (2, 6) in evaluation: "),
         (["sample={characters=3, prompt='ax'}"], "sample.prompt: the character 'x' is not in the training text"),
         (
             ["model.factory=text_models:Fixed", "sample.characters=3"],

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -51,6 +55,36 @@ def limited(
     return build(input_shape, num_outputs, width=8 if kind == "wide" else 2)
 
 
+@dataclass
+class Layer:
+    width: int = 1
+    inner: list[Layer] = field(default_factory=list)
+
+
+class Kind(enum.Enum):
+    NARROW = "narrow"
+    WIDE = "wide"
+
+
+def typed(
+    input_shape,
+    num_outputs,
+    *,
+    path: Path = Path(),
+    array: np.ndarray | None = None,
+    number: np.float32 | None = None,
+    imaginary: complex = 0j,
+    function: Callable[[int], int] = int,
+    module: type[nn.Module] = nn.ReLU,
+    layer: Layer | None = None,
+    kind: Kind | None = None,
+    kinds: list[Kind] | None = None,
+    by_kind: dict[Kind, int] | None = None,
+) -> nn.Module:
+    assert isinstance(path, Path)
+    return build(input_shape, num_outputs, width=7 if kind is Kind.WIDE else 2)
+
+
 def anything(input_shape, num_outputs, **options: object) -> nn.Module:
     return build(input_shape, num_outputs, width=len(options) + 1)
 
@@ -85,6 +119,56 @@ def flat(input_shape, num_outputs) -> nn.Module:
 
 def other_input(input_shape, num_outputs) -> nn.Module:
     return build((input_shape[0] + 1,), num_outputs)
+
+
+class Changed(Network):
+    """Gives what `change` makes of its output."""
+
+    def __init__(self, input_shape, num_outputs, change) -> None:
+        super().__init__(input_shape, num_outputs, 2)
+        self.change = change
+
+    def forward(self, x):
+        return self.change(super().forward(x))
+
+
+def no_tensor(input_shape, num_outputs) -> nn.Module:
+    return Changed(input_shape, num_outputs, lambda output: output.numpy())
+
+
+def integers(input_shape, num_outputs) -> nn.Module:
+    return Changed(input_shape, num_outputs, lambda output: output.to(np.int64))
+
+
+def detached(input_shape, num_outputs) -> nn.Module:
+    return Changed(input_shape, num_outputs, lambda output: output.detach())
+
+
+def frozen(input_shape, num_outputs) -> nn.Module:
+    return build(input_shape, num_outputs).requires_grad_(False)
+
+
+def partly_frozen(input_shape, num_outputs) -> nn.Module:
+    model = build(input_shape, num_outputs)
+    model[0].requires_grad_(False)
+    return model
+
+
+def normalized(input_shape, num_outputs, *, synced: bool = False, tracks: bool = True) -> nn.Module:
+    kind = nn.SyncBatchNorm if synced else nn.BatchNorm1d
+    norm = kind(input_shape[0], track_running_stats=tracks)
+    return nn.Sequential(norm, nn.Dropout(0.5), nn.Linear(input_shape[0], num_outputs))
+
+
+class CrashingInTraining(Network):
+    def forward(self, x):
+        if self.training:
+            raise SystemExit(3)
+        return super().forward(x)
+
+
+def crashing(input_shape, num_outputs) -> nn.Module:
+    return CrashingInTraining(input_shape, num_outputs, 2)
 
 
 NUMBER = 3

@@ -90,7 +90,7 @@ def _kl_div(log_output: Array, target: Array, reduction: str, log_target: bool) 
     else:
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.asarray(np.log(target))
-        # What is impossible adds nothing, however unlikely the output says that it is.
+        # What is impossible adds nothing, unless the output is minus infinity: then this is no number, as in PyTorch.
         logs[target == 0] = 0
         losses = np.asarray(target * logs)
         losses -= target * log_output
