@@ -243,12 +243,15 @@ class Tensor(ElementwiseMethods, AxisMethods):
 
 
 class Parameter(Tensor):
-    """A tensor that training changes: a leaf that requires a gradient unless told otherwise."""
+    """A tensor that training changes: a leaf that requires a gradient unless told otherwise.
+
+    `data` is used as it is, without a copy, unless its byte order is not that of the machine.
+    """
 
     __slots__ = ("_flat",)
 
     def __init__(self, data: Array | Tensor, requires_grad: bool = True) -> None:
-        super().__init__(data._array if isinstance(data, Tensor) else data, requires_grad)
+        super().__init__(native(data._array if isinstance(data, Tensor) else data), requires_grad)
         # The FlatParameters that holds this parameter's memory, if any.
         self._flat: object | None = None
 
@@ -264,8 +267,18 @@ def tensor(data: npt.ArrayLike, requires_grad: bool = False, *, dtype: npt.DType
         raise ShapeError(f"tensor takes numbers in a regular arrangement: {error}") from error
     if dtype is None and array.dtype == np.float64 and not isinstance(data, np.ndarray | np.generic | Tensor):
         array = array.astype(np.float32)
-    # Files may hold the other byte order, which neither BLAS nor the fast loops of NumPy take.
-    return Tensor(array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")), requires_grad)
+    return Tensor(native(array), requires_grad)
+
+
+def native(array: Array) -> Array:
+    """`array`, or a copy in the byte order of the machine if it has the other one, as files may.
+
+    Neither BLAS nor the fast loops of NumPy take the other one, and a dtype's name, by which values are saved, does not
+    tell it. Anything but an array is returned as it is.
+    """
+    if not isinstance(array, np.ndarray) or array.dtype.isnative:
+        return array
+    return array.astype(array.dtype.newbyteorder("="))
 
 
 def apply(operation: Operation, inputs: tuple[Tensor, ...], options: tuple[Any, ...] = ()) -> Tensor:

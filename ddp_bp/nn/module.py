@@ -13,16 +13,22 @@ import numpy as np
 
 from ddp_bp.engine.graph import no_grad
 from ddp_bp.engine.ops.operation import Array
-from ddp_bp.engine.tensor import Parameter, Tensor
+from ddp_bp.engine.tensor import Parameter, Tensor, native
 from ddp_bp.errors import InputError
 
 T = TypeVar("T", bound=Tensor)
 
 
 class Buffer(Tensor):
-    """State of a module that is saved with it and is not trained, such as running statistics."""
+    """State of a module that is saved with it and is not trained, such as running statistics.
+
+    `data` is used as it is, without a copy, unless its byte order is not that of the machine.
+    """
 
     __slots__ = ()
+
+    def __init__(self, data: Array, requires_grad: bool = False) -> None:
+        super().__init__(native(data), requires_grad)
 
 
 class IncompatibleKeys(NamedTuple):
@@ -144,8 +150,10 @@ class Module:
     # ---- switches
 
     def train(self, mode: bool = True) -> Self:
-        for module in self.modules():
-            module.training = mode
+        """Sets `training` here and, through their own `train`, in all children: one that overrides it has its way."""
+        self.training = mode
+        for child in self.children():
+            child.train(mode)
         return self
 
     def eval(self) -> Self:

@@ -122,12 +122,8 @@ def refused_with(*more: Any) -> list[Any]:
 
 
 CASES: dict[str, Case] = {
-    "softmax": Case(
-        along_axis(), lambda torch, a, axis: torch.softmax(a, axis), [([A], (2,)), ([np.ones((2, 0))], (1,))]
-    ),
-    "log_softmax": Case(
-        along_axis(), lambda torch, a, axis: torch.log_softmax(a, axis), [([A], (2,)), ([np.ones((2, 0))], (1,))]
-    ),
+    "softmax": Case(along_axis(), lambda torch, a, axis: torch.softmax(a, axis), [([A], (2,))]),
+    "log_softmax": Case(along_axis(), lambda torch, a, axis: torch.log_softmax(a, axis), [([A], (2,))]),
     "cross_entropy": Case(
         classified(),
         of_torch("cross_entropy", "reduction", "weight", "ignore_index", "label_smoothing"),

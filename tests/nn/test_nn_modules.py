@@ -96,6 +96,31 @@ def test_switches_reach_every_module() -> None:
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
+def test_a_childs_own_train_has_its_way() -> None:
+    class Frozen(nn.BatchNorm1d):
+        def train(self, mode: bool = True) -> Frozen:
+            return super().train(False)
+
+    net = nn.Sequential(nn.Linear(3, 2), nn.Sequential(Frozen(2), nn.ReLU()))
+    net.train()
+    assert [module.training for module in net.modules()] == [True, True, True, False, True]
+    before = net.state_dict()
+    net(ddp.tensor(np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)))
+    for name, value in net.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_parameters_and_buffers_have_the_byte_order_of_the_machine() -> None:
+    foreign = np.arange(1, 4).astype(np.dtype(np.float32).newbyteorder())
+    for kind in (nn.Parameter, nn.Buffer):
+        value = kind(foreign)
+        assert value.dtype.isnative and value.dtype == np.float32
+        assert np.frombuffer(value.numpy().tobytes(), np.float32).tolist() == [1, 2, 3]
+        native = np.zeros(3, np.float32)
+        assert np.shares_memory(kind(native).numpy(), native)
+    assert nn.Parameter(ddp.Tensor(foreign)).dtype.isnative
+
+
 def test_text_is_that_of_pytorch() -> None:
     class Small(nn.Module):
         def __init__(self) -> None:

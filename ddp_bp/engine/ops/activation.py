@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddp_bp.engine.ops.blockwise import with_slopes
+from ddp_bp.engine.ops.exponentials import logistic
 from ddp_bp.engine.ops.normal import normal_distribution
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation
 from ddp_bp.errors import InputError
@@ -54,25 +55,18 @@ def _times_slope(gradient: Array, slope: Array, needs: Needs) -> Gradients:  # n
     return (gradient * slope,)
 
 
-def _squash(a: Array, out: Array) -> None:
-    """The logistic function, by way of tanh, which overflows for no argument."""
-    np.multiply(a, 0.5, out=out)
-    np.tanh(out, out=out)
-    out += 1
-    out *= 0.5
-
-
 def _silu(a: Array) -> tuple[Array, Any]:
     def fill(x: Array, output: Array, slope: Array) -> None:
         gate = np.empty_like(x)
-        _squash(x, out=gate)
+        logistic(x, out=gate)
         np.multiply(x, gate, out=output)
         # The slope is gate * (1 + x * (1 - gate)) = gate + output - output * gate.
         np.multiply(output, gate, out=slope)
         np.subtract(output, slope, out=slope)
         slope += gate
 
-    return with_slopes(_floats(a), fill)
+    with np.errstate(over="ignore"):
+        return with_slopes(_floats(a), fill)
 
 
 def _softplus(a: Array, beta: float, threshold: float) -> tuple[Array, Any]:
@@ -85,12 +79,13 @@ def _softplus(a: Array, beta: float, threshold: float) -> tuple[Array, Any]:
         np.log1p(output, out=output)
         output += np.maximum(scaled, 0)
         output /= beta
-        _squash(scaled, out=slope)
+        logistic(scaled, out=slope)
         is_straight = scaled > threshold
         np.copyto(output, x, where=is_straight)
         np.copyto(slope, 1, where=is_straight)
 
-    return with_slopes(_floats(a), fill)
+    with np.errstate(over="ignore"):
+        return with_slopes(_floats(a), fill)
 
 
 # The slope of the cubic inside the tanh form: sqrt(2 / pi) * (x + 0.044715 x^3), of Hendrycks and Gimpel, 2016.

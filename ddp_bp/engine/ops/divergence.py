@@ -35,43 +35,48 @@ def _binary_cross_entropy(
     check_alike(name, logits, target)
     _fits(name, "weight", weight, logits)
     _fits(name, "pos_weight", pos_weight, logits)
-    # softplus(-x), of which the loss is made: log1p keeps its precision, and exp never overflows.
-    softplus = np.asarray(np.abs(logits))
-    np.negative(softplus, out=softplus)
-    np.exp(softplus, out=softplus)
-    np.log1p(softplus, out=softplus)
-    softplus -= np.minimum(logits, 0)
-    losses = np.asarray(1 - target)
-    losses *= logits
-    if pos_weight is None:
-        losses += softplus
-    else:
+    # The sigmoid of -|x|. All is made of it, because both tails keep their precision in it, and exp never overflows.
+    tail = np.asarray(np.abs(logits))
+    np.negative(tail, out=tail)
+    np.exp(tail, out=tail)
+    bend = np.log1p(tail)
+    tail /= 1 + tail
+    # Before the bend is added, the large terms cancel exactly for targets of 0 and 1.
+    losses = np.asarray(logits * target)
+    np.subtract(np.maximum(logits, 0), losses, out=losses)
+    losses += bend
+    if pos_weight is not None:
         pos_weight = pos_weight.astype(logits.dtype, copy=False)
-        losses += softplus * (1 + (pos_weight - 1) * target)
+        # What each positive counts beyond once, times softplus(-x).
+        losses += (pos_weight - 1) * target * (bend - np.minimum(logits, 0))
     if weight is not None:
         weight = weight.astype(logits.dtype, copy=False)
         losses *= weight
-    return reduced(losses, reduction), (logits, target, softplus, weight, pos_weight, reduction)
+    return reduced(losses, reduction), (logits, target, tail, weight, pos_weight, reduction)
 
 
 def _binary_cross_entropy_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
-    logits, target, softplus, weight, pos_weight, reduction = saved
+    logits, target, tail, weight, pos_weight, reduction = saved
     scale = of_each(gradient, reduction, logits.size)
     if weight is not None:
         scale = scale * weight
     grad_logits = grad_target = None
     if needs[0]:
-        # sigmoid(-x) = exp(-softplus(x)), and softplus(x) = x + softplus(-x).
-        slope = np.asarray(logits + softplus)
-        np.negative(slope, out=slope)
-        np.exp(slope, out=slope)
+        # sigmoid(x) - target, where the sigmoid is the tail below 0 and 1 less the tail from there: first the whole
+        # numbers, which cancel exactly, then the tail.
+        slope = np.greater_equal(logits, 0, out=np.empty_like(logits))
+        slope -= target
+        slope -= np.copysign(tail, logits)
         if pos_weight is not None:
-            slope *= 1 + (pos_weight - 1) * target
-        np.subtract(1 - target, slope, out=slope)
+            # The sigmoid of -x is 1 - target - slope.
+            slope -= (pos_weight - 1) * target * (1 - target - slope)
         slope *= scale
         grad_logits = slope
     if needs[1]:
-        slope = np.negative(logits) if pos_weight is None else (pos_weight - 1) * softplus - logits
+        slope = np.negative(logits)
+        if pos_weight is not None:
+            # softplus(-x), of which the part that is not straight is -log(1 - tail).
+            slope = slope - (pos_weight - 1) * (np.log1p(-tail) + np.minimum(logits, 0))
         grad_target = slope * scale
     return grad_logits, grad_target
 

@@ -1,4 +1,4 @@
-"""Exponentials and maxima of rows (M, C), which softmax, its losses and attention are made of."""
+"""Exponentials and maxima of rows (M, C), of which softmax, its losses and attention are made; the logistic."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from ddp_bp.engine.ops.operation import Array
 
 # Sums of exponentials up to here are taken as they are: neither they nor products with them overflow.
 _LARGEST = 2.0**40
+
+
+def logistic(a: Array, out: Array) -> None:
+    """Writes 1 / (1 + exp(-a)) into `out`, which may be `a`. Run it where NumPy's warnings of overflow are off.
+
+    The lower tail keeps its relative precision, which (1 + tanh(a / 2)) / 2 loses, until exp(-a) overflows and the
+    result is 0: below -88 in single precision, where PyTorch's is 0, too.
+    """
+    # Not np.negative, which NumPy 2.4 gets wrong in place on a column of a wider array.
+    np.multiply(a, -1, out=out)
+    np.exp(out, out=out)
+    out += 1
+    np.divide(1, out, out=out)
 
 
 def row_maxima(rows: Array) -> Array:

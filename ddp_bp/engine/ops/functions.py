@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ddp_bp.engine.ops.exponentials import logistic
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, floating
 
 _NUMBERS = "one array of numbers"
@@ -71,11 +72,10 @@ def _tanh_vjp(gradient: Array, output: Array, needs: Needs) -> Gradients:  # noq
 
 
 def _sigmoid(a: Array) -> tuple[Array, Any]:
-    # tanh keeps its precision and does not overflow for large arguments of either sign.
-    output = np.asarray(floating(a) * 0.5)
-    np.tanh(output, out=output)
-    output += 1
-    output *= 0.5
+    a = floating(a)
+    output = np.empty_like(a)
+    with np.errstate(over="ignore"):
+        logistic(a, out=output)
     return output, output
 
 

@@ -5,6 +5,7 @@ A loss's `reduction` is "none", "sum" or "mean"; the mean divides by the number 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,8 @@ from ddp_bp.errors import DtypeError, ShapeError
 def _rows(a: Array, axis: int) -> tuple[Array, tuple[int, ...]]:
     """`a` with `axis` moved to the end as contiguous rows, and the shape before it became rows."""
     moved = a if axis == a.ndim - 1 or (axis == -1 and a.ndim) else np.moveaxis(a, axis, -1)
-    if not moved.shape[-1]:
-        raise ValueError("the axis is empty")
-    return np.ascontiguousarray(moved).reshape(-1, moved.shape[-1]), moved.shape
+    shape = moved.shape
+    return np.ascontiguousarray(moved).reshape(math.prod(shape[:-1]), shape[-1]), shape
 
 
 def _unrows(rows: Array, shape: tuple[int, ...], axis: int) -> Array:
@@ -53,7 +53,7 @@ def _log_softmax(a: Array, axis: int) -> tuple[Array, Any]:
     rows, shape = _rows(floating(a), axis)
     output = np.empty_like(rows)
     ones = np.ones(shape[-1], rows.dtype)
-    for block in row_blocks(*rows.shape):
+    for block in row_blocks(*rows.shape) if rows.size else ():
         part = np.subtract(rows[block], row_maxima(rows[block])[:, None], out=output[block])
         part -= np.log(np.exp(part).dot(ones))[:, None]
     return _unrows(output, shape, axis), (output, shape, axis)
@@ -163,15 +163,9 @@ def _smooth_l1_vjp(gradient: Array, saved: Any, needs: Needs) -> Gradients:
 
 REDUCTION = "and a reduction among 'none', 'sum' and 'mean'"
 
-SOFTMAX = Operation(
-    "softmax", _softmax, _softmax_vjp, "floats, not empty along one axis in [-ndim, ndim)", reads_output=True
-)
+SOFTMAX = Operation("softmax", _softmax, _softmax_vjp, "floats and one axis in [-ndim, ndim)", reads_output=True)
 LOG_SOFTMAX = Operation(
-    "log_softmax",
-    _log_softmax,
-    _log_softmax_vjp,
-    "floats, not empty along one axis in [-ndim, ndim)",
-    reads_output=True,
+    "log_softmax", _log_softmax, _log_softmax_vjp, "floats and one axis in [-ndim, ndim)", reads_output=True
 )
 MSE_LOSS = Operation("mse_loss", _mse, _mse_vjp, f"an output and a target of one shape {REDUCTION}")
 L1_LOSS = Operation("l1_loss", _l1, _l1_vjp, f"an output and a target of one shape {REDUCTION}")

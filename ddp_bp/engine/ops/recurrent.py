@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ddp_bp.engine.ops.exponentials import logistic
 from ddp_bp.engine.ops.flops import recurrent_flops
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, describe
 from ddp_bp.errors import DtypeError, InputError, ShapeError
@@ -80,14 +81,6 @@ def _input_gradient(of_gates: Array, weight: Array) -> Array:
     return np.reshape(_rows(of_gates).dot(weight), (*of_gates.shape[:2], weight.shape[1]))
 
 
-def _squash(gates: Array) -> None:
-    """The logistic function in place, by way of tanh, which overflows for no argument."""
-    gates *= 0.5
-    np.tanh(gates, out=gates)
-    gates += 1
-    gates *= 0.5
-
-
 # ---- Elman: h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu
 
 
@@ -141,17 +134,18 @@ def _lstm(a: Array, initial: Array, initial_cell: Array, *rest: Any) -> tuple[Ar
     cells = np.empty((num_steps, num_samples, size), a.dtype)
     turned = weight_hh.T
     state, cell = initial, initial_cell
-    for step in _steps(num_steps, reverse):
-        now = gates[step]
-        now += state.dot(turned)
-        _squash(now[:, : 2 * size])
-        np.tanh(now[:, 2 * size : 3 * size], out=now[:, 2 * size : 3 * size])
-        _squash(now[:, 3 * size :])
-        remembered = np.multiply(now[:, size : 2 * size], cell, out=cells[step])
-        remembered += now[:, :size] * now[:, 2 * size : 3 * size]
-        cell = remembered
-        state = np.tanh(cell, out=output[step])
-        state *= now[:, 3 * size :]
+    with np.errstate(over="ignore"):
+        for step in _steps(num_steps, reverse):
+            now = gates[step]
+            now += state.dot(turned)
+            logistic(now[:, : 2 * size], out=now[:, : 2 * size])
+            np.tanh(now[:, 2 * size : 3 * size], out=now[:, 2 * size : 3 * size])
+            logistic(now[:, 3 * size :], out=now[:, 3 * size :])
+            remembered = np.multiply(now[:, size : 2 * size], cell, out=cells[step])
+            remembered += now[:, :size] * now[:, 2 * size : 3 * size]
+            cell = remembered
+            state = np.tanh(cell, out=output[step])
+            state *= now[:, 3 * size :]
     output[num_steps] = cell
     return output, (a, initial, initial_cell, weight_ih, weight_hh, output, gates, cells, bool(biases), reverse)
 
@@ -209,22 +203,23 @@ def _gru(a: Array, initial: Array, *rest: Any) -> tuple[Array, Any]:
     proposals = np.empty_like(output)
     turned = weight_hh.T
     state = initial
-    for step in _steps(num_steps, reverse):
-        now = gates[step]
-        of_state = state.dot(turned)
-        if biases:
-            of_state += biases[1]
-        now[:, : 2 * size] += of_state[:, : 2 * size]
-        _squash(now[:, : 2 * size])
-        proposals[step] = of_state[:, 2 * size :]
-        new = now[:, 2 * size :]
-        new += now[:, :size] * proposals[step]
-        np.tanh(new, out=new)
-        update = now[:, size : 2 * size]
-        following = np.subtract(state, new, out=output[step])
-        following *= update
-        following += new
-        state = following
+    with np.errstate(over="ignore"):
+        for step in _steps(num_steps, reverse):
+            now = gates[step]
+            of_state = state.dot(turned)
+            if biases:
+                of_state += biases[1]
+            now[:, : 2 * size] += of_state[:, : 2 * size]
+            logistic(now[:, : 2 * size], out=now[:, : 2 * size])
+            proposals[step] = of_state[:, 2 * size :]
+            new = now[:, 2 * size :]
+            new += now[:, :size] * proposals[step]
+            np.tanh(new, out=new)
+            update = now[:, size : 2 * size]
+            following = np.subtract(state, new, out=output[step])
+            following *= update
+            following += new
+            state = following
     return output, (a, initial, weight_ih, weight_hh, output, gates, proposals, bool(biases), reverse)
 
 

@@ -16,6 +16,9 @@ from ddp_bp.engine.ops.layout import block_length, row_blocks
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, describe
 from ddp_bp.errors import DtypeError, ShapeError
 
+# Rows whose mean is this many deviations: its rounding would be seen in what is centred by it.
+_FAR = 32
+
 
 class _Saved(NamedTuple):
     rows: Array
@@ -37,18 +40,24 @@ def _normalize(rows: Array, centre: bool, eps: float, weight: Array | None, bias
     means = np.empty((num_samples, num_rows, 1), rows.dtype) if centre else None
     inverses = np.empty((num_samples, num_rows, 1), rows.dtype)
     weights, biases = _for_block(weight, rows), _for_block(bias, rows)
-    averaging = np.full(size, 1 / size, rows.dtype)
+    ones = np.ones(size, rows.dtype)
     for block in row_blocks(num_samples, num_rows * size):
         part, result, inverse = rows[block], output[block], inverses[block]
         if means is None:
             np.copyto(result, part)
         else:
-            np.dot(part.reshape(-1, size), averaging, out=means[block].reshape(-1))
-            np.subtract(part, means[block], out=result)
-        np.vecdot(result, result, out=inverse[:, :, 0])
-        inverse /= size
-        inverse += eps
-        np.sqrt(inverse, out=inverse)
+            mean = means[block]
+            np.dot(part.reshape(-1, size), ones, out=mean.reshape(-1))
+            mean /= size
+            np.subtract(part, mean, out=result)
+        _deviations(result, eps, out=inverse)
+        if means is not None:
+            far = (np.abs(mean) > _FAR * inverse)[:, :, 0]
+            if far.any():
+                mean[far] += (result[far].dot(ones) / size)[:, None]
+                centred = part[far] - mean[far]
+                result[far] = centred
+                inverse[far] = _deviations(centred, eps)
         np.divide(1, inverse, out=inverse)
         result *= inverse
         if weights is not None:
@@ -56,6 +65,16 @@ def _normalize(rows: Array, centre: bool, eps: float, weight: Array | None, bias
         if biases is not None:
             result += biases[: len(part)]
     return output, (means, inverses)
+
+
+def _deviations(centred: Array, eps: float, out: Array | None = None) -> Array:
+    """The roots of the mean squares, with eps, along the last axis, which is kept."""
+    if out is None:
+        out = np.empty((*centred.shape[:-1], 1), centred.dtype)
+    np.vecdot(centred, centred, out=out[..., 0])
+    out /= centred.shape[-1]
+    out += eps
+    return np.sqrt(out, out=out)
 
 
 def _for_block(parameter: Array | None, rows: Array) -> Array | None:
@@ -77,7 +96,7 @@ def _normalize_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradients:
     result = np.empty(rows.shape, rows.dtype) if needs[0] else None
     grad_weight, grad_bias = np.zeros((2, num_rows, size), rows.dtype)
     weights = _for_block(weight, rows)
-    averaging = np.full((num_rows, size), 1 / size, rows.dtype) if weight is None else weight / size
+    factors = np.ones((num_rows, size), rows.dtype) if weight is None else weight
     step = min(num_samples, block_length(num_rows * size))
     scratch = np.empty((2, step, num_rows, size), rows.dtype)
     ones = np.ones(step, rows.dtype)
@@ -92,7 +111,8 @@ def _normalize_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradients:
             grad_bias += ones[:length].dot(incoming.reshape(length, -1)).reshape(num_rows, size)
         if result is None:
             continue
-        along = np.vecdot(product, averaging)[..., None]
+        along = np.vecdot(product, factors)[..., None]
+        along /= size
         along *= inverse
         along *= inverse
         along *= inverse
@@ -105,7 +125,8 @@ def _normalize_vjp(gradient: Array, saved: _Saved, needs: Needs) -> Gradients:
             part *= inverse
         part -= product
         if means is not None:
-            along = np.vecdot(incoming, averaging)[..., None]
+            along = np.vecdot(incoming, factors)[..., None]
+            along /= size
             along *= inverse
             part -= along
     parameters = [
