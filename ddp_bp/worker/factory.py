@@ -52,7 +52,7 @@ def build_model(section: ModelSection, input_shape: tuple[int, ...], num_outputs
     except DdpError as error:
         raise RecipeError(called, [str(error)]) from error
     except (Exception, SystemExit) as error:
-        where = _traceback_line(error)
+        where = traceback_line(error)
         raise RecipeError(called, [f"raised {type(error).__name__}: {error}{where}"]) from error
     if not isinstance(model, Module):
         raise RecipeError(called, [f"expected a ddp_bp.nn.Module from it, got {type(model).__name__}"])
@@ -101,7 +101,7 @@ def _own(called: str, base: Path) -> tuple[Callable[..., Any] | None, str]:
     try:
         factory = getattr(importlib.import_module(module_name), attribute, None)
     except (Exception, SystemExit) as error:
-        where = "" if isinstance(error, ImportError) else _traceback_line(error)
+        where = "" if isinstance(error, ImportError) else traceback_line(error)
         return None, f"model.factory: importing {module_name!r} raised {type(error).__name__}: {error}{where}"
     if not callable(factory):
         near = nearest(attribute, dir(sys.modules[module_name]))
@@ -150,7 +150,7 @@ def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def _traceback_line(error: BaseException) -> str:
+def traceback_line(error: BaseException) -> str:
     """` (file, line)` of the innermost frame of `error`, or nothing."""
     trace = error.__traceback__
     if trace is None:

@@ -19,8 +19,9 @@ from ddp_bp.engine import Tensor, no_grad, tensor
 from ddp_bp.engine.buffers import Buffers
 from ddp_bp.engine.random import random_stream
 from ddp_bp.engine.shard_group import shard_group
-from ddp_bp.errors import EngineError, RecipeError
+from ddp_bp.errors import DdpError, RecipeError
 from ddp_bp.recipes.schema import Recipe
+from ddp_bp.worker.factory import traceback_line
 from ddp_bp.worker.objective import Objective
 
 T = TypeVar("T")
@@ -101,8 +102,10 @@ def _trial(recipe: Recipe, objective: Objective, function: Callable[[], T], call
         with random_stream(recipe.train.seed, 0, _STREAM), np.errstate(all="ignore"):
             return function()
     except (Exception, SystemExit) as error:
-        kind = "" if isinstance(error, EngineError) else f"{type(error).__name__}: "
-        raise RecipeError(called, [f"{problem}: {kind}{error}"]) from error
+        # Our own errors say what to do; of others it helps to know where they come from.
+        is_ours = isinstance(error, DdpError)
+        said = str(error) if is_ours else f"{type(error).__name__}: {error}{traceback_line(error)}"
+        raise RecipeError(called, [f"{problem}: {said}"]) from error
     finally:
         buffers.begin()
 

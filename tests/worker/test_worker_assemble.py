@@ -378,7 +378,7 @@ def test_every_option_that_does_not_fit_is_reported_at_once(folder: Path) -> Non
         ([factory("no_tensor")], "expected a ddp_bp.Tensor from its forward, got ndarray"),
         ([factory("integers")], "cannot be taken of what model own_models:integers gives: "),
         ([factory("crashing")], "cannot be trained on a shard of 3 samples, the smallest that train.batch_size = 8, "),
-        ([factory("crashing")], "give: SystemExit: 3"),
+        ([factory("crashing")], "give: SystemExit: 3 ("),
         ([factory("frozen")], "depends on no parameter with requires_grad, so there is nothing to train"),
         ([factory("detached")], "depends on no parameter with requires_grad, so there is nothing to train"),
         ([factory("too_few")], "gives 2 outputs, but the data has 3 classes, one output each"),
