@@ -19,6 +19,7 @@ from ddp_bp.engine.random import random_stream
 from ddp_bp.errors import DdpError, RecipeError
 from ddp_bp.nn import Module
 from ddp_bp.nn.models import MODELS
+from ddp_bp.nn.models.options import option_conflicts
 from ddp_bp.nn.streams import key_streams
 from ddp_bp.recipes.schema import ModelSection
 from ddp_bp.recipes.wording import convert, nearest, unknown
@@ -130,6 +131,8 @@ def _options(factory: Callable[..., Any], called: str, options: dict[str, Any]) 
             problems.append(f"{path}: {problem}")
     required = {p.name for p in parameters if p.default is p.empty and p.name in known}
     problems += [f"model.options.{name}: {called} needs it" for name in sorted(required - options.keys())]
+    if not problems and factory in MODELS.values():
+        problems = [f"model.options.{name}: {text}" for name, text in option_conflicts(factory, converted).items()]
     return converted, problems
 
 

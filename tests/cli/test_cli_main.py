@@ -216,6 +216,17 @@ def test_all_mistakes_of_a_recipe_are_one_message(run_ddp_bp, tmp_path: Path, co
     assert [path.name for path in tmp_path.iterdir()] == ["own.toml"]
 
 
+def test_options_that_do_not_go_together_are_found_with_all_other_mistakes(run_ddp_bp, tmp_path: Path) -> None:
+    settings = ("--set", "model.options.num_heads=3", "--set", "optimizer.lr=-1", "--run-dir", tmp_path / "run")
+    result = run_ddp_bp("train", "shakespeare-gpt", *settings)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[1:] == [
+        "  optimizer.lr: expected a number > 0, got -1",
+        "  model.options.num_heads: expected a divisor of width = 128, got 3",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("host", LOOPBACKS)
 def test_ports_of_either_ip_version(host: str) -> None:
     taken = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from ddp_bp.errors import InputError
 from ddp_bp.nn.activation import ReLU
@@ -39,8 +39,6 @@ def cnn(
     for every pooling.
     """
     width, *size = image_shape("cnn", input_shape)
-    if kernel_size % 2 == 0:
-        raise InputError(f"cnn takes an odd kernel_size, so that images keep their size, and got {kernel_size}")
     layers: list[Module] = []
     for number, next_width in enumerate(channels, start=1):
         layers.append(Conv2d(width, next_width, kernel_size, padding=kernel_size // 2, bias=norm == "none"))
@@ -64,3 +62,11 @@ def cnn(
         layers += [Linear(width, next_width), ReLU()]
         width = next_width
     return Sequential(*layers[:-1])
+
+
+def _conflicts(options: dict[str, Any]) -> dict[str, str]:
+    size = options["kernel_size"]
+    return {} if size % 2 else {"kernel_size": f"expected an odd number, so that images keep their size, got {size}"}
+
+
+cnn.conflicts = _conflicts  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ Its blocks have the names of PyTorch's TransformerEncoder of layers with `norm_f
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta
 
@@ -50,9 +50,15 @@ def gpt(
     """
     if len(input_shape) != 1:
         raise InputError(f"gpt takes texts, with an input_shape of one length, and got {tuple(input_shape)}")
-    if width % num_heads:
-        raise InputError(f"gpt takes a width that num_heads divides and got {width} and {num_heads}")
     return GPT(input_shape[0], num_outputs, width, num_layers, num_heads, hidden or 4 * width, dropout, tied)
+
+
+def _conflicts(options: dict[str, Any]) -> dict[str, str]:
+    width, num_heads = options["width"], options["num_heads"]
+    return {"num_heads": f"expected a divisor of width = {width}, got {num_heads}"} if width % num_heads else {}
+
+
+gpt.conflicts = _conflicts  # type: ignore[attr-defined]
 
 
 class GPT(Module):

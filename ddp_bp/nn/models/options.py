@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import inspect
 import typing
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -31,8 +32,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+# All options by name, those that are not given with their defaults, and what is wrong with some of them, by name.
+Conflicts = Callable[[dict[str, Any]], dict[str, str]]
+
+
 def checked(build: Callable[P, R]) -> Callable[P, R]:
-    """`build(input_shape, num_outputs, **options)` that raises InputError, listing all that its annotations refuse."""
+    """`build(input_shape, num_outputs, **options)` that raises InputError, listing all that its annotations refuse.
+
+    What they cannot say of options, alone or together, a function `build.conflicts` may: it is asked once all options
+    have the right types.
+    """
 
     @functools.wraps(build)
     def check(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -41,11 +50,23 @@ def checked(build: Callable[P, R]) -> Callable[P, R]:
         problems = [
             problem for name, value in given.items() if (problem := _problem(name, value, hints.get(name, Any)))
         ]
+        if not problems:
+            found = option_conflicts(check, kwargs)
+            problems = [f"{name}: {problem}" for name, problem in found.items()]
         if problems:
             raise InputError(f"{build.__name__}: {'; '.join(problems)}")
         return build(*args, **kwargs)
 
     return check
+
+
+def option_conflicts(build: Callable[..., Any], options: dict[str, Any]) -> dict[str, str]:
+    """What `build.conflicts`, if it has one, finds wrong with `options` and the defaults of the others, by name."""
+    conflicts: Conflicts | None = getattr(build, "conflicts", None)
+    if conflicts is None:
+        return {}
+    parameters = list(inspect.signature(build).parameters.values())[2:]
+    return conflicts({p.name: options.get(p.name, p.default) for p in parameters})
 
 
 def image_shape(called: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:

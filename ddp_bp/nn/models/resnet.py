@@ -6,10 +6,9 @@ Parameters have the names of torchvision's ResNet: conv1, bn1, layer1.0.conv1, .
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from ddp_bp.engine.tensor import Tensor
-from ddp_bp.errors import InputError
 from ddp_bp.nn import init
 from ddp_bp.nn.containers import Sequential
 from ddp_bp.nn.convolution import Conv2d
@@ -45,11 +44,19 @@ def resnet(
     and `blocks` must be equally long.
     """
     channels, _, _ = image_shape("resnet", input_shape)
-    if not widths or len(widths) != len(blocks):
-        raise InputError(f"resnet takes one of blocks for each of widths and got {list(blocks)} for {list(widths)}")
     return ResNet(
         channels, num_outputs, widths, blocks, block == "preactivation", BATCH_NORMS[norm], stem_pool, dropout
     )
+
+
+def _conflicts(options: dict[str, Any]) -> dict[str, str]:
+    widths, blocks = list(options["widths"]), list(options["blocks"])
+    if widths and len(widths) == len(blocks):
+        return {}
+    return {"blocks": f"expected one number for each of widths = {widths}, and at least one, got {blocks}"}
+
+
+resnet.conflicts = _conflicts  # type: ignore[attr-defined]
 
 
 class ResNet(Module):
