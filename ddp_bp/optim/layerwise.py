@@ -42,8 +42,11 @@ class LayerwiseOptimizer(Optimizer):
         offsets = np.array([self.flat.slots[number].offset for number in self._filled], np.intp)
         self._starts = np.union1d(offsets, np.arange(0, self.flat.size, ROW_ELEMENTS))
         self._first_pieces = np.searchsorted(self._starts, offsets)
+        self._arrange()
+
+    def _arrange(self) -> None:
         self._segments = tuple(self._slot_segments())
-        number_at = dict(zip(offsets.tolist(), self._filled.tolist(), strict=True))
+        number_at = {self.flat.slots[number].offset: int(number) for number in self._filled}
         self._numbers = tuple(number_at[segment.first] for segment in self._segments)
 
     @property
@@ -58,6 +61,7 @@ class LayerwiseOptimizer(Optimizer):
 
     def step(self) -> None:
         self.flat.check_home(type(self).__name__)
+        self._follow_flags()
         gradient = self.flat.finish_gradient()
         norms = self.norms(self.norm_partials(0, self.flat.size, gradient))
         self.update(0, self.flat.size, gradient, norms)

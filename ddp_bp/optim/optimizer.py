@@ -51,7 +51,7 @@ class Optimizer(ABC):
     a group does not name has the value given to the optimizer; `param_groups` shows all, and takes new values.
 
     `allocate(name, size, dtype)` returns a zeroed vector to keep state in, where it should not be memory of this
-    process alone. Parameters that do not require a gradient when the optimizer is made are left alone by it.
+    process alone. Parameters that do not require a gradient are left alone.
 
     Gradients add up over backward calls until `zero_grad`, so that one step can take those of several batches.
     """
@@ -70,6 +70,7 @@ class Optimizer(ABC):
             ParameterGroup(parameters, {**self.defaults, **settings}, self._accept) for parameters, settings in groups
         )
         self._segments = self._cut()
+        self._trained = self._flags()
         self._scratch = np.empty(min(BLOCK_SIZE, self.flat.size), self.flat.dtype)
 
     @property
@@ -91,8 +92,12 @@ class Optimizer(ABC):
             self.state[name][:] = vector
 
     def step(self) -> None:
-        """One step with the gradients in the parameters' `grad`, which it may overwrite; none counts as zero."""
+        """One step with the gradients in the parameters' `grad`, which it may overwrite; none counts as zero.
+
+        So weight decay and momentum move a parameter without a gradient as well, but not one that requires none.
+        """
         self.flat.check_home(type(self).__name__)
+        self._follow_flags()
         self.update(0, self.flat.size, self.flat.finish_gradient())
         self.advance()
         self.flat.mark_changed()
@@ -164,6 +169,19 @@ class Optimizer(ABC):
             else:
                 segments.append(segment)
         return tuple(segments)
+
+    def _flags(self) -> tuple[bool, ...]:
+        return tuple([parameter.requires_grad for parameter in self.flat.parameters])
+
+    def _follow_flags(self) -> None:
+        """Leaves alone what has been frozen since the last step, and takes up what no longer is."""
+        flags = self._flags()
+        if flags != self._trained:
+            self._trained = flags
+            self._arrange()
+
+    def _arrange(self) -> None:
+        self._segments = self._cut()
 
     def _slot_segments(self) -> Iterator[Segment]:
         owner = {id(parameter): n for n, group in enumerate(self.param_groups) for parameter in group.parameters}

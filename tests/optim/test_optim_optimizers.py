@@ -274,3 +274,24 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         optimizer.update(0, 4, np.zeros(4))
     with pytest.raises(ShapeError, match="momentum_buffer"):
         optim.SGD([vector(4)], momentum=0.9, allocate=lambda name, size, dtype: np.zeros(size + 1, dtype))
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adagrad", "LARS", "LAMB"])
+def test_what_is_frozen_later_stays_where_it_is_until_it_is_released(name: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    options = {"momentum": 0.9} if name == "SGD" else {}
+    optimizer = getattr(optim, name)(model.parameters(), lr=0.1, **options)
+    x = ddp.tensor(np.ones((5, 3), np.float32))
+
+    def step() -> tuple[bool, bool]:
+        before = [layer.weight.numpy().copy() for layer in model]
+        model(x).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return tuple(bool((layer.weight.numpy() != b).any()) for layer, b in zip(model, before, strict=True))
+
+    assert step() == (True, True)
+    model[0].requires_grad_(False)
+    assert step() == (False, True)
+    model[0].requires_grad_(True)
+    assert step() == (True, True)
