@@ -12,14 +12,18 @@ from ddp_bp.errors import DtypeError
 
 
 def operand(value: object, beside: Array) -> Array:
-    """The array of an operand that is no tensor. Python numbers take the dtype beside them, unless it would cut them.
+    """The array of an operand that is no tensor. Numbers take the dtype beside them, unless it would cut them.
+
+    NumPy's are numbers as Python's are, so that dividing by `np.sqrt(4)` makes no float64 of a float32.
 
     Raises DtypeError for what is neither a number nor an array, and for an integer out of the dtype's range.
     """
     if isinstance(value, np.ndarray | np.generic):
         if value.dtype.kind not in "fiub":
             raise DtypeError(f"an operand of a tensor holds floats, integers or booleans, and not {value.dtype}")
-        return np.asarray(value)
+        if isinstance(value, np.ndarray):
+            return value
+        value = value.item()
     if not isinstance(value, bool | int | float):
         raise DtypeError(
             f"an operand of a tensor is a tensor, a number or a NumPy array, and not {type(value).__name__}; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from types import MappingProxyType
-from typing import Any
+from typing import Any, overload
 
 from ddp_bp.engine.tensor import Tensor
 from ddp_bp.errors import InputError, ShapeError
@@ -32,7 +32,13 @@ class Sequential(Module):
             input = module(input)
         return input
 
-    def __getitem__(self, position: int) -> Module:
+    @overload
+    def __getitem__(self, position: int) -> Module: ...
+    @overload
+    def __getitem__(self, position: slice) -> Sequential: ...
+    def __getitem__(self, position: int | slice) -> Module:
+        if isinstance(position, slice):
+            return Sequential(*self._sequence[position])
         return self._sequence[position]
 
     def __len__(self) -> int:

@@ -193,3 +193,11 @@ def test_setting_a_gradient_is_checked() -> None:
     assert x.grad is not None and x.grad.dtype == np.float32
     with pytest.raises(ShapeError, match=r"\(3,\)"):
         x.grad = np.ones(3)
+
+
+def test_numbers_of_numpy_are_numbers_as_those_of_python_are() -> None:
+    x = ddp.tensor(np.ones((2, 3), np.float32), requires_grad=True)
+    for value in (np.sqrt(4), np.float64(2), np.float32(2), np.int64(2), 2.0, 2):
+        for y in (x / value, x * value, x + value, x - value, value * x):
+            assert y.dtype == np.float32
+    assert (x / np.array([2.0, 2.0, 2.0])).dtype == np.float64

@@ -144,6 +144,8 @@ def test_sequential_is_a_sequence() -> None:
     layers = nn.Sequential(nn.Identity(), nn.Tanh()).append(nn.Sigmoid())
     assert len(layers) == 3 and isinstance(layers[-1], nn.Sigmoid)
     assert [type(layer).__name__ for layer in layers] == ["Identity", "Tanh", "Sigmoid"]
+    first = layers[:2]
+    assert isinstance(first, nn.Sequential) and list(first) == [layers[0], layers[1]]
     x = ddp.tensor([[0.5]])
     assert layers(x).item() == pytest.approx(1 / (1 + np.exp(-np.tanh(0.5))))
     with pytest.raises(InputError, match="argument 1 is a function"):
