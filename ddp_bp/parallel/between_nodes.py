@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ddp_bp.parallel.communicator import Array, Bounds, Communicator
 from ddp_bp.parallel.membership import clip_bounds, slice_bounds
@@ -30,8 +31,9 @@ class BetweenNodes:
         tree_nodes: Sequence[Sequence[Node]],
         partials: Sequence[Array],
         num_shards: int,
+        dtype: npt.DTypeLike,
     ) -> None:
-        """Vectors are (N,).
+        """Vectors are (N,) of `dtype`.
 
         Args:
             slices: by rank, what it updates.
@@ -39,7 +41,7 @@ class BetweenNodes:
             partials: the partials of all ranks of this node, in the order of `tree_nodes`.
         """
         self._communicator, self._partials, self._slices = communicator, partials, slices
-        num_elements, dtype = slices[-1][1], partials[0].dtype if partials else np.float32
+        num_elements = slices[-1][1]
         rank = communicator.rank
         own = nodes.node_of_rank[rank]
         self._others = [number for number in range(len(nodes.ranks)) if number != own]
@@ -66,28 +68,23 @@ class BetweenNodes:
             for node, array in zip(merged_nodes(tree_nodes[number], num_shards), self._received[number], strict=True)
         ]
         """The sums of other nodes over this rank's slice, with the tree nodes that they stand for."""
+        vectors, start = (self._sums, lo) if self._walk.has_sums else (list(partials), 0)
+        self._sends = [
+            (other, vector[a - start : b - start])
+            for other, a, b in self._meetings(lo, hi, slices)
+            for vector in vectors
+        ]
+        self._receives = [
+            (other, array[a - mine[0] : b - mine[0]])
+            for other, a, b in self._meetings(*mine, self._parts)
+            for array in self._received[nodes.node_of_rank[other]]
+        ]
 
     def send_partials(self) -> None:
         """Fill `incoming`, and that of all others. Collective."""
-        rank = self._communicator.rank
-        lo, hi = self._parts[rank]
         if self._walk.has_sums:
             self._sum_away()
-            vectors, start = self._sums, lo
-        else:
-            vectors, start = list(self._partials), 0
-        sends = [
-            (other, vector[a - start : b - start])
-            for other, a, b in self._meetings(lo, hi, self._slices)
-            for vector in vectors
-        ]
-        mine = self._slices[rank]
-        receives = [
-            (other, array[a - mine[0] : b - mine[0]])
-            for other, a, b in self._meetings(*mine, self._parts)
-            for array in self._received[self._nodes.node_of_rank[other]]
-        ]
-        self._communicator.exchange(sends, receives)
+        self._communicator.exchange(self._sends, self._receives)
 
     def send_results(self, array: Array, offset: int) -> None:
         """Tell the other nodes this rank's slice of `array` (n,), elements [offset, offset + n). Collective."""

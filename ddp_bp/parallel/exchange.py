@@ -53,7 +53,7 @@ class Exchange:
         walked = [(node, vector[lo:hi]) for node, vector in zip(of_node[number], handed_in, strict=True)]
         self._between = None
         if len(nodes.ranks) > 1:
-            self._between = BetweenNodes(communicator, nodes, slices, of_node, handed_in, num_shards)
+            self._between = BetweenNodes(communicator, nodes, slices, of_node, handed_in, num_shards, dtype)
             walked += self._between.incoming
         walked.sort(key=lambda entry: entry[0])
         self._walked = [vector for _, vector in walked]

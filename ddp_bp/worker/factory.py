@@ -149,7 +149,7 @@ def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
     function = factory.__init__ if inspect.isclass(factory) else factory
     try:
         return typing.get_type_hints(function, include_extras=True)
-    except Exception:
+    except Exception:  # an annotation in quotes may be any expression, and evaluating it may raise anything
         return {}
 
 

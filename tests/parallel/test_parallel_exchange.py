@@ -147,3 +147,26 @@ def test_ranks_that_differ_are_all_told_who_has_what(field: str) -> None:
     messages = run_ranks(3, rank)
     assert len(set(messages)) == 1
     assert "rank 0: 0x10, rank 1: 0x10, rank 2: 0x11" in messages[0]
+
+
+@pytest.mark.parametrize("node_of_rank", [[0, 1], [0, 1, 1]])
+def test_a_node_without_shards_receives_in_the_dtype_of_the_others(node_of_rank: list[int]) -> None:
+    """One rank has the only shard: the others hold no partial that could tell them the dtype."""
+    values = np.random.default_rng(0).standard_normal(3000)
+
+    def run(comm) -> np.ndarray:
+        exchange = Exchange(comm, Nodes(node_of_rank), values.size, 1, np.float64)
+        totals = exchange.allocate("totals", values.size, np.float64)
+        for partial in exchange.partials:
+            partial[:] = values
+        comm.barrier()
+
+        def take(lo: int, hi: int, total: np.ndarray) -> None:
+            totals[lo:hi] = total
+
+        exchange.reduce(take)
+        exchange.publish(totals)
+        return totals.copy()
+
+    for totals in run_ranks(len(node_of_rank), run):
+        np.testing.assert_array_equal(totals, values)
