@@ -14,6 +14,7 @@
     |   |-- LaunchError           the ranks that started are not the job that was asked for
     |   |-- DisagreementError     ranks differ in step, parameter layout, membership or BLAS
     |   |-- DeadlineError         a wait between processes passed its deadline
+    |   |-- PeerLostError         a rank has died; the others can go on without it
     |   `-- RemoteError           another rank failed; that rank shows why
     |-- DownloadError             a file could not be had from any of its addresses
     `-- WireError                 a message that cannot be read, or of another version
@@ -98,6 +99,11 @@ class DisagreementError(DistributedError):
 
 class DeadlineError(DistributedError):
     """A wait between processes passed its deadline."""
+
+
+class PeerLostError(DistributedError):
+    """A rank of the communicator has died, or its death was made known by another rank. The communicator is of no more
+    use, but for `survivors`."""
 
 
 class RemoteError(DistributedError):

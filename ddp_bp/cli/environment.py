@@ -29,6 +29,10 @@ _LAUNCHERS = (
 )
 
 
+# What mpirun of Open MPI leaves of `--with-ft ulfm` in the environment of the ranks.
+_DEATHS_REPORTED = "OMPI_MCA_mpi_ft_enable"
+
+
 def prepare_blas(environment: MutableMapping[str, str] = os.environ) -> None:
     """Limit BLAS to one thread, in this process if NumPy is not loaded yet, and in those that it starts."""
     for name in _BLAS_THREADS:
@@ -71,6 +75,11 @@ def launched_ranks(environment: MutableMapping[str, str] = os.environ) -> tuple[
         if size.isdigit() and rank.isdigit():
             return int(size), int(rank)
     return None
+
+
+def deaths_are_reported(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Whether the launcher was told to let the other ranks go on when one dies, and MPI to tell them of it."""
+    return environment.get(_DEATHS_REPORTED, "0").lower() in ("1", "true", "yes", "enabled")
 
 
 def user_cache(environment: MutableMapping[str, str] = os.environ) -> Path | None:

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from ddp_bp.cli.environment import launched_ranks
+from ddp_bp.cli.environment import deaths_are_reported, launched_ranks
 from ddp_bp.errors import DdpError, LaunchError, RemoteError
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.mpi import open_communicator
@@ -66,7 +66,8 @@ def _outcome(communicator: Communicator, work: Callable[[Communicator], int]) ->
 def _open(launched: tuple[int, int] | None, world_size: int | None) -> Communicator:
     if launched is None and world_size in (None, 1):
         return SingleCommunicator()
-    return open_communicator(world_size or (launched[0] if launched else None))
+    size = world_size or (launched[0] if launched else None)
+    return open_communicator(size, can_lose_ranks=deaths_are_reported())
 
 
 def _show(error: BaseException) -> None:

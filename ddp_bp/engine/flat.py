@@ -6,7 +6,8 @@ modules nor optimizers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,6 +143,16 @@ class FlatParameters:
         """The current values by name, as views into `data`."""
         return {slot.name: view for slot, view in zip(self.slots, self._split(self.data), strict=True)}
 
+    @contextmanager
+    def shown(self, values: Array) -> Iterator[None]:
+        """Within the block the parameters have the values of another vector (P,); `data` is not touched."""
+        self._check_vector(values, "vector of values")
+        self._point_at(values)
+        try:
+            yield
+        finally:
+            self._point_at(self.data)
+
     def mark_changed(self) -> None:
         """Tells the graph that `data` was written to: values recorded before can no longer be used by backward."""
         self._version[0] += 1
@@ -171,8 +182,13 @@ class FlatParameters:
     def _move(self) -> None:
         for parameter, view in zip(self.parameters, self._split(self.data), strict=True):
             np.copyto(view, parameter._array)
-            parameter._array = view
             parameter._version = self._version
+        self._point_at(self.data)
+
+    def _point_at(self, vector: Array) -> None:
+        for parameter, view in zip(self.parameters, self._split(vector), strict=True):
+            parameter._array = view
+        self.mark_changed()
 
     def _adopt_gradients(self) -> None:
         """Moves gradients that exist already into the bound vector."""

@@ -41,7 +41,7 @@ class BetweenNodes:
             partials: the partials of all ranks of this node, in the order of `tree_nodes`.
         """
         self._communicator, self._partials, self._slices = communicator, partials, slices
-        num_elements = slices[-1][1]
+        num_elements = max(hi for _, hi in slices)
         rank = communicator.rank
         own = nodes.node_of_rank[rank]
         self._others = [number for number in range(len(nodes.ranks)) if number != own]

@@ -27,17 +27,15 @@ class Communicator(Protocol):
     def size(self) -> int:
         """The number of ranks: the world size."""
 
+    @property
+    def can_lose_ranks(self) -> bool:
+        """Whether the others can go on when one of several ranks dies. The same on all ranks."""
+
     def barrier(self) -> None:
         """Return on every rank once all have called it."""
 
     def allgather(self, send: Array, receive: Array) -> None:
         """Gather equal pieces: `send` (n,) of every rank into `receive` (size, n), in rank order."""
-
-    def allgather_slices(self, buffer: Array, slices: Sequence[Bounds]) -> None:
-        """Complete `buffer` (n,) in place: rank r holds `buffer[slices[r]]`; afterwards everyone holds all of them.
-
-        The slices are contiguous and in rank order; any of them may be empty.
-        """
 
     def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
         """Point-to-point messages all at once: (destination, array) out, (source, array) in.
@@ -61,6 +59,12 @@ class Communicator(Protocol):
     def first_ranks(self, count: int) -> Communicator | None:
         """A communicator of its own for ranks 0 to `count` - 1, which they must close; None on the others."""
 
+    def survivors(self) -> tuple[Communicator, tuple[int, ...]]:
+        """After a PeerLostError: a communicator of the ranks that live, in their order, and their numbers in this one.
+
+        It takes the place of this one, on which every other call of any rank ends with PeerLostError from now on.
+        """
+
     def abort(self, exit_code: int) -> NoReturn:
         """End every rank at once, without cleaning up. Not collective: the last resort of one rank."""
 
@@ -69,14 +73,6 @@ class Communicator(Protocol):
 
     def close(self) -> None:
         """Release what the communicator holds."""
-
-
-def check_rank_order(slices: Sequence[Bounds], size: int, num_elements: int) -> None:
-    """Raise ValueError unless `slices` are `size` contiguous pieces of [0, num_elements), in order."""
-    ends = [0, *(hi for _, hi in slices)]
-    starts = [*(lo for lo, _ in slices), num_elements]
-    if len(slices) != size or starts != ends or any(hi < lo for lo, hi in slices):
-        raise ValueError(f"expected {size} contiguous slices of [0, {num_elements}) in rank order, got {list(slices)}")
 
 
 def check_count(count: int, size: int) -> None:

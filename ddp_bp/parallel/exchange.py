@@ -10,15 +10,15 @@ This module sees flat arrays only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from ddp_bp.parallel.between_nodes import BetweenNodes
 from ddp_bp.parallel.communicator import Array, Bounds, Communicator
-from ddp_bp.parallel.membership import shard_run, slice_bounds
-from ddp_bp.parallel.nodes import Nodes, share
+from ddp_bp.parallel.membership import node_ranges, shard_run
+from ddp_bp.parallel.nodes import Nodes, share, slices_by_rank
 from ddp_bp.parallel.tree import maximal_nodes, merge_counts, stack_depth
 from ddp_bp.parallel.walk import BLOCK_ELEMENTS, Walk
 
@@ -29,11 +29,20 @@ class Exchange:
     """Sums and publishes vectors (N,) over all ranks. Construct and call on all ranks alike."""
 
     def __init__(
-        self, communicator: Communicator, nodes: Nodes, num_elements: int, num_shards: int, dtype: npt.DTypeLike
+        self,
+        communicator: Communicator,
+        nodes: Nodes,
+        num_elements: int,
+        num_shards: int,
+        dtype: npt.DTypeLike,
+        ranges: Sequence[Bounds] | None = None,
     ) -> None:
+        """`ranges`: by node, which elements its ranks update; by default in proportion to the number of ranks."""
         self._communicator, self._nodes = communicator, nodes
         rank = communicator.rank
-        slices = slice_bounds(num_elements, communicator.size)
+        self.ranges = tuple(ranges or node_ranges(num_elements, [len(ranks) for ranks in nodes.ranks]))
+        """By node, the elements [lo, hi) of the vector that its ranks update."""
+        slices = slices_by_rank(nodes, self.ranges)
         self.bounds: Bounds = slices[rank]
         """The slice [lo, hi) of the vector that is this rank's."""
         # Everyone's tree nodes and stacks follow from the shard plan, so no rank needs to tell.
@@ -80,10 +89,14 @@ class Exchange:
             take(lo + start, lo + stop, self._walk.total([vector[start:stop] for vector in self._walked]))
 
     def publish(self, array: Array, offset: int = 0) -> None:
-        """Let all ranks see `array`, in which each rank has written its own slice. Collective.
+        """Let all ranks see `array`, in which each rank has written its own slice; see `send_results`. Collective."""
+        self.send_results(array, offset)
+        self._communicator.barrier()
+
+    def send_results(self, array: Array, offset: int = 0) -> None:
+        """Let the other nodes see `array`, without waiting for the ranks of this one to have written. Collective.
 
         `array` (n,), of any dtype, comes from `allocate` and stands for elements [offset, offset + n) of the vector.
         """
         if self._between is not None:
             self._between.send_results(array, offset)
-        self._communicator.barrier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 # One page of float32. Slices begin on a multiple of it, so that no two ranks write to one page or one cache line.
 SLICE_ALIGNMENT_ELEMENTS = 1024
@@ -13,12 +14,24 @@ def shard_run(num_shards: int, world_size: int, rank: int) -> range:
     return range(rank * num_shards // world_size, (rank + 1) * num_shards // world_size)
 
 
-def slice_bounds(num_elements: int, world_size: int) -> list[tuple[int, int]]:
-    """Each rank's slice [lo, hi) of a flat vector of `num_elements`, in rank order, on aligned boundaries."""
-    num_pages = -(-num_elements // SLICE_ALIGNMENT_ELEMENTS)
-    edges = [rank * num_pages // world_size * SLICE_ALIGNMENT_ELEMENTS for rank in range(world_size + 1)]
-    edges[-1] = num_elements
-    return [(min(lo, num_elements), min(hi, num_elements)) for lo, hi in itertools.pairwise(edges)]
+def slice_bounds(num_elements: int, count: int) -> list[tuple[int, int]]:
+    """A flat vector of `num_elements` cut into `count` contiguous slices [lo, hi), in order, on aligned boundaries."""
+    return split_range((0, num_elements), count)
+
+
+def split_range(bounds: tuple[int, int], count: int) -> list[tuple[int, int]]:
+    """The elements [lo, hi) = `bounds`, of which `lo` is aligned, cut into `count` slices, in order, likewise."""
+    first, last = bounds
+    num_pages = -(-(last - first) // SLICE_ALIGNMENT_ELEMENTS)
+    edges = [first + place * num_pages // count * SLICE_ALIGNMENT_ELEMENTS for place in range(count + 1)]
+    return [(min(lo, last), min(hi, last)) for lo, hi in itertools.pairwise(edges)]
+
+
+def node_ranges(num_elements: int, ranks_per_node: Sequence[int]) -> list[tuple[int, int]]:
+    """What of a vector the ranks of each node update: contiguous, by node, in proportion to their number."""
+    slices = slice_bounds(num_elements, sum(ranks_per_node))
+    edges = [0, *itertools.accumulate(ranks_per_node)]
+    return [(slices[first][0], slices[last - 1][1]) for first, last in itertools.pairwise(edges)]
 
 
 def clip_bounds(bounds: tuple[int, int], offset: int, size: int) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """The communicator over MPI. The only file that imports mpi4py, and only when a communicator is opened.
 
 It works on a duplicate of COMM_WORLD, so that no message of ours can meet one of a library that the user's code loads.
+Under Open MPI 5 with `--with-ft ulfm` (user-level failure mitigation) the death of a rank surfaces as an error in the
+calls of the others, who then revoke the communicator and shrink it to the ranks that live.
 """
 
 from __future__ import annotations
@@ -8,12 +10,12 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from ddp_bp.errors import LaunchError
-from ddp_bp.parallel.communicator import Array, Bounds, Communicator, as_bytes, check_count, check_rank_order
+from ddp_bp.errors import LaunchError, PeerLostError
+from ddp_bp.parallel.communicator import Array, Communicator, as_bytes, check_count
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -22,56 +24,74 @@ if TYPE_CHECKING:
 class MpiCommunicator:
     """Ranks as MPI processes. See `Communicator` for what each method means."""
 
-    def __init__(self, world: MPI.Comm) -> None:
+    def __init__(self, comm: MPI.Comm, *, can_lose_ranks: bool) -> None:
+        """Takes `comm` over, which nobody else may use. `can_lose_ranks`: whether MPI reports a death as an error."""
         from mpi4py import MPI
 
-        self._in_place, self._byte, self._wait_all = MPI.IN_PLACE, MPI.BYTE, MPI.Request.Waitall
-        self._undefined = MPI.UNDEFINED
-        self._comm = world.Dup()
-        self.rank = self._comm.Get_rank()
-        self.size = self._comm.Get_size()
+        self._mpi: Any = MPI
+        self._error: type[Exception] = MPI.Exception
+        self._comm = comm
+        self.rank = comm.Get_rank()
+        self.size = comm.Get_size()
+        self.can_lose_ranks = can_lose_ranks
 
     def barrier(self) -> None:
-        self._comm.Barrier()
+        try:
+            self._comm.Barrier()
+        except self._error as error:
+            raise self._explained(error) from error
 
     def allgather(self, send: Array, receive: Array) -> None:
-        self._comm.Allgather(as_bytes(send), as_bytes(receive))
-
-    def allgather_slices(self, buffer: Array, slices: Sequence[Bounds]) -> None:
-        check_rank_order(slices, self.size, buffer.size)
-        counts = [hi - lo for lo, hi in slices]
-        offsets = [lo for lo, _ in slices]
-        self._comm.Allgatherv(self._in_place, [buffer, (counts, offsets)])
+        try:
+            self._comm.Allgather(as_bytes(send), as_bytes(receive))
+        except self._error as error:
+            raise self._explained(error) from error
 
     def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
-        # MPI keeps messages between two ranks in order, so one tag is enough.
-        requests = [self._comm.Irecv(array, source=source) for source, array in receives]
-        requests += [self._comm.Isend(array, dest=destination) for destination, array in sends]
-        self._wait_all(requests)
+        try:
+            # MPI keeps messages between two ranks in order, so one tag is enough.
+            requests = [self._comm.Irecv(array, source=source) for source, array in receives]
+            requests += [self._comm.Isend(array, dest=destination) for destination, array in sends]
+            self._mpi.Request.Waitall(requests)
+        except self._error as error:
+            raise self._explained(error) from error
 
     def allreduce_sum(self, array: Array) -> None:
-        self._comm.Allreduce(self._in_place, array)
+        try:
+            self._comm.Allreduce(self._mpi.IN_PLACE, array)
+        except self._error as error:
+            raise self._explained(error) from error
 
     def broadcast(self, buffer: Array, root: int) -> None:
-        self._comm.Bcast(buffer.reshape(-1), root=root)
+        try:
+            self._comm.Bcast(buffer.reshape(-1), root=root)
+        except self._error as error:
+            raise self._explained(error) from error
 
     def allgather_bytes(self, data: bytes) -> list[bytes]:
         lengths = np.empty(self.size, np.int64)
-        self._comm.Allgather(np.array([len(data)], np.int64), lengths)
+        self.allgather(np.array([len(data)], np.int64), lengths.reshape(self.size, 1))
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         everything = np.empty(int(offsets[-1]), np.uint8)
         layout = (lengths.tolist(), offsets[:-1].tolist())
-        self._comm.Allgatherv(np.frombuffer(data, np.uint8), [everything, layout, self._byte])
+        try:
+            self._comm.Allgatherv(np.frombuffer(data, np.uint8), [everything, layout, self._mpi.BYTE])
+        except self._error as error:
+            raise self._explained(error) from error
         return [everything[lo:hi].tobytes() for lo, hi in itertools.pairwise(offsets)]
 
     def first_ranks(self, count: int) -> Communicator | None:
         check_count(count, self.size)
-        group = self._comm.Split(0 if self.rank < count else self._undefined, self.rank)
+        group = self._comm.Split(0 if self.rank < count else self._mpi.UNDEFINED, self.rank)
         if self.rank >= count:
             return None
-        communicator = MpiCommunicator(group)
-        group.Free()
-        return communicator
+        return MpiCommunicator(group, can_lose_ranks=self.can_lose_ranks)
+
+    def survivors(self) -> tuple[Communicator, tuple[int, ...]]:
+        self._comm.Revoke()
+        shrunk = self._comm.Shrink()
+        numbers: list[int] = self._mpi.Group.Translate_ranks(shrunk.Get_group(), None, self._comm.Get_group())
+        return MpiCommunicator(shrunk, can_lose_ranks=True), tuple(numbers)
 
     def abort(self, exit_code: int) -> NoReturn:
         self._comm.Abort(exit_code)
@@ -83,12 +103,20 @@ class MpiCommunicator:
     def close(self) -> None:
         self._comm.Free()
 
+    def _explained(self, error: Exception) -> Exception:
+        """`error` of MPI as one of ours where it says that a rank has died."""
+        deaths = (self._mpi.ERR_PROC_FAILED, self._mpi.ERR_PROC_FAILED_PENDING, self._mpi.ERR_REVOKED)
+        if self.can_lose_ranks and error.error_class in deaths:  # type: ignore[attr-defined]
+            return PeerLostError(f"rank {self.rank} of {self.size}: another rank has died: {error}")
+        return error
 
-def open_communicator(launched_size: int | None = None) -> MpiCommunicator:
+
+def open_communicator(launched_size: int | None = None, *, can_lose_ranks: bool = False) -> MpiCommunicator:
     """Initialise MPI and return the communicator of all ranks that were started together. Collective.
 
     Args:
         launched_size: how many ranks the launcher was asked for, where that is known.
+        can_lose_ranks: whether the launcher was told to let the others go on when a rank dies.
 
     Raises:
         LaunchError: libmpi cannot be loaded, or it sees another number of ranks than `launched_size`: the well-known
@@ -110,7 +138,7 @@ def open_communicator(launched_size: int | None = None) -> MpiCommunicator:
             f"mpiexec is {launcher}, mpi4py uses {_library()}. "
             "Start the job with the launcher of that library, or with `ddp-bp train`, which does"
         )
-    return MpiCommunicator(MPI.COMM_WORLD)
+    return MpiCommunicator(MPI.COMM_WORLD.Dup(), can_lose_ranks=can_lose_ranks)
 
 
 def _library() -> str:

@@ -11,9 +11,11 @@ import json
 import mmap
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
-from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.parallel.communicator import Bounds, Communicator
+from ddp_bp.parallel.membership import split_range
 
 _NONCE_BYTES = 16
 
@@ -27,6 +29,18 @@ class Nodes:
             tuple(rank for rank, node in enumerate(node_of_rank) if node == number)
             for number in range(len(set(node_of_rank)))
         )
+
+
+def slices_by_rank(nodes: Nodes, ranges: Sequence[Bounds]) -> list[Bounds]:
+    """What each rank updates: its part of the elements `ranges[n]` that belong to the ranks of node n.
+
+    So what a node updates does not change when one of its ranks goes.
+    """
+    slices: list[Bounds] = [(0, 0)] * len(nodes.node_of_rank)
+    for ranks, bounds in zip(nodes.ranks, ranges, strict=True):
+        for rank, piece in zip(ranks, split_range(bounds, len(ranks)), strict=True):
+            slices[rank] = piece
+    return slices
 
 
 def find_nodes(communicator: Communicator) -> Nodes:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from ddp_bp.parallel.communicator import Array, Bounds, Communicator, check_count, check_rank_order
+from ddp_bp.parallel.communicator import Array, Communicator, check_count
 
 
 class SingleCommunicator:
@@ -16,15 +16,13 @@ class SingleCommunicator:
 
     rank = 0
     size = 1
+    can_lose_ranks = False
 
     def barrier(self) -> None:
         """Nothing to wait for."""
 
     def allgather(self, send: Array, receive: Array) -> None:
         np.copyto(receive[0], send)
-
-    def allgather_slices(self, buffer: Array, slices: Sequence[Bounds]) -> None:
-        check_rank_order(slices, 1, buffer.size)
 
     def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
         if sends or receives:
@@ -43,6 +41,9 @@ class SingleCommunicator:
     def first_ranks(self, count: int) -> Communicator | None:
         check_count(count, 1)
         return SingleCommunicator()
+
+    def survivors(self) -> tuple[Communicator, tuple[int, ...]]:
+        return self, (0,)
 
     def abort(self, exit_code: int) -> NoReturn:
         os._exit(exit_code)

@@ -1,6 +1,7 @@
 """Ranks as threads of one process, so that tests can run a group without a launcher. Not for training.
 
-Every wait has a deadline: a rank that stays away gives the others a DeadlineError instead of a hang.
+Every wait has a deadline: a rank that stays away gives the others a DeadlineError instead of a hang. A rank that raises
+RankKilled is dead to the others, who meet PeerLostError as they do under MPI.
 """
 
 from __future__ import annotations
@@ -11,20 +12,60 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from ddp_bp.errors import DeadlineError
-from ddp_bp.parallel.communicator import Array, Bounds, Communicator, check_count, check_rank_order
+from ddp_bp.errors import DeadlineError, PeerLostError
+from ddp_bp.parallel.communicator import Array, Communicator, check_count
 
 Result = TypeVar("Result")
 
 
+class RankKilled(BaseException):
+    """Raised by a rank to die on the spot, as if its process had been killed."""
+
+
 class _Board:
-    """What the threads share: one slot a rank, and a barrier to separate writing from reading."""
+    """What the threads share: one slot a rank, and a barrier to separate writing from reading.
+
+    `dead` and `leaving` are the ranks that died, and those that wait in `survivors` for a board of their own.
+    """
 
     def __init__(self, size: int, deadline_seconds: float) -> None:
         self.size = size
         self.slots: list[Any] = [None] * size
         self.barrier = threading.Barrier(size)
         self.deadline_seconds = deadline_seconds
+        self.changed = threading.Condition()
+        self.dead: set[int] = set()
+        self.leaving: set[int] = set()
+        self.next: tuple[_Board, tuple[int, ...]] | None = None
+
+    def bury(self, rank: int) -> None:
+        """Let the others know that this rank has died, here or on a board that took the place of this one."""
+        with self.changed:
+            self.dead.add(rank)
+            self.barrier.abort()
+            self.changed.notify_all()
+            following = self.next
+        if following is not None and rank in following[1]:
+            following[0].bury(following[1].index(rank))
+
+    def leave(self, rank: int) -> tuple[_Board, tuple[int, ...]]:
+        """Wait until every rank that lives is here; the board that they go on with, and their numbers on this one."""
+        with self.changed:
+            self.leaving.add(rank)
+            self.barrier.abort()
+            self.changed.notify_all()
+            arrived = self.changed.wait_for(
+                lambda: self.next is not None or len(self.leaving | self.dead) == self.size, self.deadline_seconds
+            )
+            if not arrived:
+                raise DeadlineError(
+                    f"rank {rank} of {self.size}: not all that live came within {self.deadline_seconds} s"
+                )
+            if self.next is None:
+                living = tuple(sorted(self.leaving - self.dead))
+                self.next = (_Board(len(living), self.deadline_seconds), living)
+                self.changed.notify_all()
+            return self.next
 
 
 class ThreadCommunicator:
@@ -34,11 +75,14 @@ class ThreadCommunicator:
         self._board = board
         self.rank = rank
         self.size = board.size
+        self.can_lose_ranks = True
 
     def barrier(self) -> None:
         try:
             self._board.barrier.wait(self._board.deadline_seconds)
         except threading.BrokenBarrierError:
+            if self._board.dead or self._board.leaving:
+                raise PeerLostError(f"rank {self.rank} of {self.size}: another rank has died") from None
             raise DeadlineError(
                 f"rank {self.rank} of {self.size}: another rank failed or stayed away "
                 f"for {self._board.deadline_seconds} s"
@@ -53,13 +97,6 @@ class ThreadCommunicator:
     def allgather(self, send: Array, receive: Array) -> None:
         for row, piece in zip(receive, self._share(send), strict=True):
             np.copyto(row, piece)
-        self.barrier()
-
-    def allgather_slices(self, buffer: Array, slices: Sequence[Bounds]) -> None:
-        check_rank_order(slices, self.size, buffer.size)
-        for (lo, hi), other in zip(slices, self._share(buffer), strict=True):
-            if other is not buffer:
-                np.copyto(buffer[lo:hi], other[lo:hi])
         self.barrier()
 
     def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
@@ -95,6 +132,10 @@ class ThreadCommunicator:
         self.barrier()
         return ThreadCommunicator(board, self.rank) if self.rank < count else None
 
+    def survivors(self) -> tuple[Communicator, tuple[int, ...]]:
+        board, numbers = self._board.leave(self.rank)
+        return ThreadCommunicator(board, numbers.index(self.rank)), numbers
+
     def abort(self, exit_code: int) -> NoReturn:
         self._board.barrier.abort()
         raise SystemExit(exit_code)
@@ -111,7 +152,8 @@ def run_ranks(
 ) -> list[Result]:
     """Run `function` on `size` ranks and return their results in rank order.
 
-    The first exception of any rank is raised here, and the other ranks are released from their waits.
+    The first exception of any rank is raised here, and the other ranks are released from their waits. A rank that
+    raises RankKilled has no result: None.
     """
     board = _Board(size, deadline_seconds)
     results: list[Any] = [None] * size
@@ -120,6 +162,8 @@ def run_ranks(
     def run(rank: int) -> None:
         try:
             results[rank] = function(ThreadCommunicator(board, rank))
+        except RankKilled:
+            board.bury(rank)
         except BaseException as error:
             failures.append(error)
             board.barrier.abort()

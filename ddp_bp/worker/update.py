@@ -98,35 +98,25 @@ class Update:
         self._optimizer.advance()
         if self._average is not None:
             self._average.advance()
-        self._exchange.publish(self._parameters.data)
+        self._exchange.send_results(self._parameters.data)
+        if self._buffers.size:
+            self._exchange.send_results(self._moves, self._parameters.size)
+        self._communicator.barrier()
         self._parameters.mark_changed()
         if self._buffers.size:
-            self._exchange.publish(self._moves, self._parameters.size)
             self._buffers.commit(self._moves)
         self._clock.lap(Phase.EXCHANGE)
 
     @contextmanager
     def evaluated_weights(self) -> Iterator[None]:
-        """Within the block the parameters are those to be evaluated: their average, if one is kept. Collective."""
+        """Within the block the model has the weights to be evaluated: their average, if one is kept. Collective."""
         if self._average is None:
             yield
             return
-        # Each rank changes its own slice only, and when nobody reads it: other ranks may see the very same memory.
-        self._communicator.barrier()
-        own = slice(self._lo, self._hi)
-        weights = self._parameters.data[own].copy()
-        self._show(own, self._average.state["ema"][own])
-        try:
+        average = self._average.state["ema"]
+        self._exchange.publish(average)
+        with self._parameters.shown(average):
             yield
-        finally:
-            self._communicator.barrier()
-            self._show(own, weights)
-
-    def _show(self, part: slice, values: Array) -> None:
-        """Let all ranks see parameters of which this rank's are `values`. Collective."""
-        self._parameters.data[part] = values
-        self._exchange.publish(self._parameters.data)
-        self._parameters.mark_changed()
 
     def _update_block(self, lo: int, hi: int, gradient: Array, norms: npt.NDArray[np.float64] | None = None) -> None:
         if isinstance(self._optimizer, LayerwiseOptimizer):
@@ -151,7 +141,7 @@ class Update:
     def _norm(self, gradient: Array) -> float:
         """The Euclidean norm of the gradient of all slices, the same bits for any number of them."""
         edges = -(-self._slices // ROW_ELEMENTS)
-        sums = np.zeros(edges[-1, 1])
+        sums = np.zeros(edges.max())
         first, last = edges[self._communicator.rank]
         if first < last:
             sums[first:last] = row_square_sums(gradient, self._lo)
@@ -172,5 +162,11 @@ class Update:
         """Complete `values` in place, of which rank r has written `edges[r]` = first, last. Collective."""
         self._clock.lap(Phase.OPTIMIZER)
         if self._communicator.size > 1:
-            self._communicator.allgather_slices(values, [(int(first), int(last)) for first, last in edges])
+            first, last = edges[self._communicator.rank]
+            own = np.zeros(int((edges[:, 1] - edges[:, 0]).max()))
+            own[: last - first] = values[first:last]
+            table = np.empty((self._communicator.size, own.size))
+            self._communicator.allgather(own, table)
+            for row, (start, stop) in zip(table, edges, strict=True):
+                values[start:stop] = row[: stop - start]
         self._clock.lap(Phase.EXCHANGE)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.parallel.membership import slice_bounds
 
 
 def check_allgather(comm: Communicator) -> None:
@@ -17,16 +16,6 @@ def check_allgather(comm: Communicator) -> None:
         receive = np.zeros((comm.size, 3), dtype)
         comm.allgather(np.full(3, comm.rank + 1, dtype), receive)
         assert (receive == np.arange(1, comm.size + 1)[:, None]).all()
-
-
-def check_allgather_slices(comm: Communicator) -> None:
-    for size in (0, 1, 1024, 1025, 5000):
-        slices = slice_bounds(size, comm.size)
-        buffer = np.full(size, -1.0, np.float32)
-        lo, hi = slices[comm.rank]
-        buffer[lo:hi] = np.arange(lo, hi)
-        comm.allgather_slices(buffer, slices)
-        assert (buffer == np.arange(size)).all(), size
 
 
 def check_exchange(comm: Communicator) -> None:
@@ -88,24 +77,13 @@ def check_allgather_bytes(comm: Communicator) -> None:
     assert comm.allgather_bytes(b"") == [b""] * comm.size
 
 
-def check_wrong_slices_are_refused(comm: Communicator) -> None:
-    try:
-        comm.allgather_slices(np.zeros(4, np.float32), [(0, 3)] * comm.size)
-    except ValueError as error:
-        assert "contiguous slices" in str(error)
-    else:
-        raise AssertionError("slices that do not cover the buffer were accepted")
-
-
 CHECKS = (
     check_allgather,
-    check_allgather_slices,
     check_exchange,
     check_allreduce_sum,
     check_first_ranks,
     check_broadcast,
     check_allgather_bytes,
-    check_wrong_slices_are_refused,
 )
 
 
