@@ -141,8 +141,7 @@ def _ways(
     cache_bytes: int,
 ) -> tuple[dict[str, Summing], int]:
     """All ways to sum, and the length of their rings. Collective."""
-    # In the memory of a node ours keeps a part a rank and one sum; the others a vector a rank.
-    num_vectors = _ranks_per_node(nodes) * (2 + (peer is not None)) + 1
+    num_vectors = _ranks_per_node(nodes) * (2 + (peer is not None))
     ring = ring_length(num_vectors * num_bytes, _NUM_WARM_UP + num_repeats, cache_bytes)
     num_elements = num_bytes // _FLOAT32_BYTES
     ways: dict[str, Summing] = {
@@ -158,7 +157,7 @@ def _measure_update(
     communicator: Communicator, nodes: Nodes, copying: Copying, num_parameters: int, num_repeats: int
 ) -> tuple[UpdateResult, Seconds]:
     """Reduce and Adam in turns with copies, which clear the cache; also the seconds of these. Collective."""
-    update = build_update(communicator, nodes, num_parameters)
+    update, _ = build_update(communicator, nodes, num_parameters)
 
     def step(_: int) -> None:
         update.take_step(communicator.size, 1)

@@ -13,8 +13,10 @@ import numpy as np
 
 from ddp_bp.bench.torch_peer import TorchPeer
 from ddp_bp.errors import DistributedError
+from ddp_bp.parallel.arena import Arena
 from ddp_bp.parallel.communicator import Array, Communicator
-from ddp_bp.parallel.exchange import Exchange, TakeBlock
+from ddp_bp.parallel.exchange import Exchange
+from ddp_bp.parallel.holdings import of_shard_runs
 from ddp_bp.parallel.nodes import Nodes
 
 
@@ -53,24 +55,21 @@ class Summing(ABC):
 
 
 class OurExchange(Summing):
-    """The exchange of training, one shard a rank, whose sums are copied to where all ranks of a node read them."""
+    """The exchange of training, one shard a rank, in place as the others: the sum replaces the first part of a node."""
 
     def __init__(self, communicator: Communicator, nodes: Nodes, num_elements: int, ring: int) -> None:
-        self._exchanges: list[_RingExchange] = []
-        sums = []
+        arena, size = Arena(communicator, nodes), communicator.size
+        parts, sums, self._calls = [], [], []
         for _ in range(ring):
-            exchange = _RingExchange(communicator, nodes, num_elements, communicator.size, np.float32)
-            exchange.use_scratch_of(self._exchanges[0] if self._exchanges else exchange)
-            self._exchanges.append(exchange)
-            sums.append(exchange.allocate("sum", num_elements, np.float32))
-        super().__init__([exchange.partials[0] for exchange in self._exchanges], sums)
-        self._takes = [_copy_to(total) for total in sums]
+            stack, holdings = of_shard_runs(arena, num_elements, size, np.float32)
+            exchange = Exchange(communicator, nodes, num_elements, size, holdings)
+            parts.append(stack[0])
+            sums.append(holdings.vectors[0])
+            self._calls.append(exchange.summing_into(sums[-1]))
+        super().__init__(parts, sums)
 
     def run(self, number: int) -> None:
-        place = number % len(self._exchanges)
-        exchange = self._exchanges[place]
-        exchange.reduce(self._takes[place])
-        exchange.publish(self.sums[place])
+        self._calls[number % len(self._calls)]()
 
 
 class MpiAllreduce(Summing):
@@ -95,18 +94,3 @@ class GlooAllreduce(Summing):
 
     def run(self, number: int) -> None:
         self._calls[number % len(self._calls)]()
-
-
-class _RingExchange(Exchange):
-    """One of several exchanges that take turns where training has one."""
-
-    def use_scratch_of(self, other: _RingExchange) -> None:
-        """Sum blocks in the same memory as `other`, of equal shape: the one of training finds its own in the cache."""
-        self._walk = other._walk
-
-
-def _copy_to(total: Array) -> TakeBlock:
-    def take(lo: int, hi: int, block: Array) -> None:
-        total[lo:hi] = block
-
-    return take

@@ -8,8 +8,10 @@ from ddp_bp.engine import Parameter
 from ddp_bp.engine.buffers import Buffers
 from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.optim import Adam
-from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.parallel.arena import Arena
+from ddp_bp.parallel.communicator import Array, Communicator
 from ddp_bp.parallel.exchange import Exchange
+from ddp_bp.parallel.holdings import of_shard_runs
 from ddp_bp.parallel.nodes import Nodes
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
 from ddp_bp.worker.phases import PhaseClock
@@ -27,24 +29,28 @@ def bytes_moved(num_parameters: int, num_partials: int) -> int:
     return num_parameters * _FLOAT32_BYTES * (num_partials + 6)
 
 
-def build_update(communicator: Communicator, nodes: Nodes, num_parameters: int) -> Update:
-    """An update as training has one, with one shard a rank, whose partials are ready. Collective."""
+def build_update(communicator: Communicator, nodes: Nodes, num_parameters: int) -> tuple[Update, Array]:
+    """An update as training has one, with one shard a rank, whose partials are ready; and this rank's. Collective."""
     flat = FlatParameters([Parameter(np.zeros(num_parameters, np.float32))])
     optimizer = Adam(flat, lr=1e-3)
-    exchange = Exchange(communicator, nodes, num_parameters, communicator.size, np.float32)
-    flat.move_to(exchange.allocate("parameters", num_parameters, np.float32))
-    optimizer.move_to(exchange.allocate)
+    arena = Arena(communicator, nodes)
+    stack, holdings = of_shard_runs(arena, num_parameters, communicator.size, np.float32)
+    exchange = Exchange(communicator, nodes, num_parameters, communicator.size, holdings)
+    flat.move_to(arena.allocate("parameters", num_parameters, np.float32))
+    optimizer.move_to(arena.allocate)
     pattern = np.random.default_rng(communicator.rank).standard_normal(_PATTERN_ELEMENTS, np.float32)
-    gradient = exchange.partials[0]
+    gradient = stack[0]
     for start in range(0, num_parameters, _PATTERN_ELEMENTS):
         piece = gradient[start : start + _PATTERN_ELEMENTS]
         piece[:] = pattern[: piece.size]
     communicator.barrier()
-    return Update(
+    update = Update(
         parameters=flat,
         buffers=Buffers([]),
         optimizer=optimizer,
         exchange=exchange,
+        moves=np.empty(0, np.float32),
         communicator=communicator,
         clock=PhaseClock(PHASE_BUCKETS_SECONDS),
     )
+    return update, gradient

@@ -12,15 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from ddp_bp.parallel.between_nodes import BetweenNodes
 from ddp_bp.parallel.communicator import Array, Bounds, Communicator
-from ddp_bp.parallel.membership import node_ranges, shard_run
-from ddp_bp.parallel.nodes import Nodes, share, slices_by_rank
-from ddp_bp.parallel.tree import maximal_nodes, merge_counts, stack_depth
-from ddp_bp.parallel.walk import BLOCK_ELEMENTS, Walk
+from ddp_bp.parallel.holdings import Holdings
+from ddp_bp.parallel.membership import node_ranges
+from ddp_bp.parallel.nodes import Nodes, slices_by_rank
+from ddp_bp.parallel.walk import Walk, total_of
 
 TakeBlock = Callable[[int, int, Array], None]
 
@@ -34,46 +31,39 @@ class Exchange:
         nodes: Nodes,
         num_elements: int,
         num_shards: int,
-        dtype: npt.DTypeLike,
+        holdings: Holdings,
+        *,
         ranges: Sequence[Bounds] | None = None,
+        pending: Sequence[Bounds] | None = None,
     ) -> None:
-        """`ranges`: by node, which elements its ranks update; by default in proportion to the number of ranks."""
-        self._communicator, self._nodes = communicator, nodes
+        """Sums what `holdings` say of all nodes.
+
+        Args:
+            ranges: by node, which elements its ranks update; by default in proportion to the number of ranks.
+            pending: which elements are summed at all; by default all of them.
+        """
+        self._communicator = communicator
         rank = communicator.rank
         self.ranges = tuple(ranges or node_ranges(num_elements, [len(ranks) for ranks in nodes.ranks]))
         """By node, the elements [lo, hi) of the vector that its ranks update."""
         slices = slices_by_rank(nodes, self.ranges)
         self.bounds: Bounds = slices[rank]
         """The slice [lo, hi) of the vector that is this rank's."""
-        # Everyone's tree nodes and stacks follow from the shard plan, so no rank needs to tell.
-        runs = [shard_run(num_shards, communicator.size, other) for other in range(communicator.size)]
-        owned = [maximal_nodes(run.start, run.stop, num_shards) for run in runs]
-        depths = [stack_depth(merge_counts([(shard, shard + 1) for shard in run], num_shards)) for run in runs]
-        number = nodes.node_of_rank[rank]
-        mine = nodes.ranks[number]
-        rows = self.allocate("partials", (sum(depths[other] for other in mine), num_elements), dtype)
-        edges = np.cumsum([0, *(depths[other] for other in mine)])
-        stacks = {other: rows[first:last] for other, first, last in zip(mine, edges[:-1], edges[1:], strict=True)}
-        self.partials: list[Array] = list(stacks[rank])
-        """This rank's vectors (N,): the stack on which it sums its shards. The lowest ones are what it hands in."""
-        of_node = [[node for other in ranks for node in owned[other]] for ranks in nodes.ranks]
-        handed_in = [stacks[other][place] for other in mine for place in range(len(owned[other]))]
         lo, hi = self.bounds
-        walked = [(node, vector[lo:hi]) for node, vector in zip(of_node[number], handed_in, strict=True)]
+        number = nodes.node_of_rank[rank]
+        walked = [(node, vector, 0) for node, vector in zip(holdings.tree_nodes[number], holdings.vectors, strict=True)]
         self._between = None
         if len(nodes.ranks) > 1:
-            self._between = BetweenNodes(communicator, nodes, slices, of_node, handed_in, num_shards, dtype)
-            walked += self._between.incoming
+            self._between = BetweenNodes(
+                communicator, nodes, slices, holdings.tree_nodes, holdings.vectors, num_shards, holdings.dtype
+            )
+            walked += [(node, vector, lo) for node, vector in self._between.incoming]
         walked.sort(key=lambda entry: entry[0])
-        self._walked = [vector for _, vector in walked]
-        self._walk = Walk([node for node, _ in walked], num_shards, hi - lo, dtype)
-
-    def allocate(self, name: str, shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """A zeroed array that all ranks of the node share. Collective. `name` is for the system's own tools."""
-        kind, num_elements = np.dtype(dtype), int(np.prod(shape))
-        memory = share(self._communicator, self._nodes, num_elements * kind.itemsize, name)
-        array: Array = np.frombuffer(memory, kind, num_elements).reshape(shape)
-        return array
+        walk = Walk([node for node, _, _ in walked], num_shards, hi - lo, holdings.dtype)
+        own = [(max(lo, first), min(hi, last)) for first, last in pending or [(0, num_elements)]]
+        # Another rank may have to finish what this one has begun, and then needs all partials.
+        keeps = communicator.size > 1
+        self._blocks = walk.plan([(vector, origin) for _, vector, origin in walked], own, keeps=keeps)
 
     def reduce(self, take: TakeBlock) -> None:
         """Sum the partials of all ranks, once they have agreed that these are complete. Collective.
@@ -83,10 +73,25 @@ class Exchange:
         """
         if self._between is not None:
             self._between.send_partials()
-        lo, hi = self.bounds
-        for start in range(0, hi - lo, BLOCK_ELEMENTS):
-            stop = min(start + BLOCK_ELEMENTS, hi - lo)
-            take(lo + start, lo + stop, self._walk.total([vector[start:stop] for vector in self._walked]))
+        for block in self._blocks:
+            take(block.lo, block.hi, total_of(block))
+
+    def summing_into(self, target: Array) -> Callable[[], None]:
+        """A function that sums the partials of all ranks into `target` (N,), where all ranks then read the sum.
+
+        For whoever wants the sum itself, and not what an optimizer makes of it. `target` lies in memory that the ranks
+        of the node share, and may be one of the partials, which then is used up. The function is collective.
+        """
+        blocks = [block.into(target) for block in self._blocks]
+
+        def sum_up() -> None:
+            if self._between is not None:
+                self._between.send_partials()
+            for block in blocks:
+                total_of(block)
+            self.publish(target)
+
+        return sum_up
 
     def publish(self, array: Array, offset: int = 0) -> None:
         """Let all ranks see `array`, in which each rank has written its own slice; see `send_results`. Collective."""
@@ -96,7 +101,8 @@ class Exchange:
     def send_results(self, array: Array, offset: int = 0) -> None:
         """Let the other nodes see `array`, without waiting for the ranks of this one to have written. Collective.
 
-        `array` (n,), of any dtype, comes from `allocate` and stands for elements [offset, offset + n) of the vector.
+        `array` (n,), of any dtype, is shared by the ranks of the node and stands for elements [offset, offset + n) of
+        the vector.
         """
         if self._between is not None:
             self._between.send_results(array, offset)

@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ddp_bp.parallel.communicator import Array
+from ddp_bp.parallel.communicator import Array, Bounds
 from ddp_bp.parallel.tree import Node, merge_counts, stack_depth
 
-# Elements of one block of a walk: 256 KiB of float32, so that a few partials of it stay in a 1 MiB L2 cache.
-BLOCK_ELEMENTS = 65536
+# Elements of one block of a walk: 128 KiB of float32, so that partials, parameters and optimizer state of it, and what
+# undoes the block, stay in a 1 MiB L2 cache together.
+BLOCK_ELEMENTS = 32768
+
+Addition = tuple[Array, Array, Array]
+
+
+class PlannedBlock(NamedTuple):
+    """How elements [lo, hi) are summed: `additions` (left, right, result) in order, whose last result is `total`.
+
+    Without any, `total` is to be filled from `source`, or is the only vector itself if that is None.
+    """
+
+    lo: int
+    hi: int
+    additions: list[Addition]
+    source: Array | None
+    total: Array
+
+    def into(self, target: Array) -> PlannedBlock:
+        """The same with its total in `target` (N,)."""
+        total = target[self.lo : self.hi]
+        if not self.additions:
+            return self._replace(source=self.total if self.source is None else self.source, total=total)
+        left, right, _ = self.additions[-1]
+        return self._replace(additions=[*self.additions[:-1], (left, right, total)], total=total)
 
 
 class Walk:
@@ -30,20 +55,54 @@ class Walk:
 
         A piece without a sibling is in the list itself; sums are in scratch memory until the next call.
         """
+        additions, results = self._additions(pieces)
+        _add(additions)
+        return results
+
+    def plan(
+        self, vectors: Sequence[tuple[Array, int]], ranges: Sequence[Bounds], *, keeps: bool = True
+    ) -> list[PlannedBlock]:
+        """How to sum `vectors`, which cover the tree, over the elements of `ranges`: all that is left to do is to add.
+
+        Args:
+            vectors: each with the element that it begins with.
+            keeps: whether totals lie in scratch memory even where there is only one vector, which may be used up
+                otherwise.
+        """
+        blocks = []
+        for first, last in ranges:
+            for lo in range(first, last, BLOCK_ELEMENTS):
+                hi = min(lo + BLOCK_ELEMENTS, last)
+                additions, [total] = self._additions([vector[lo - origin : hi - origin] for vector, origin in vectors])
+                source = None
+                if not additions and keeps:
+                    source, total = total, self._scratch[0, : hi - lo]
+                blocks.append(PlannedBlock(lo, hi, additions, source, total))
+        return blocks
+
+    def _additions(self, pieces: Sequence[Array]) -> tuple[list[Addition], list[Array]]:
+        additions: list[Addition] = []
         stack: list[Array] = []
         for piece, num_merges in zip(pieces, self._merges, strict=True):
             stack.append(piece)
             for _ in range(num_merges):
                 right = stack.pop()
                 place = len(stack) - 1
-                stack[place] = np.add(stack[place], right, out=self._scratch[place, : len(piece)])
-        return stack
+                result = self._scratch[place, : len(piece)]
+                additions.append((stack[place], right, result))
+                stack[place] = result
+        return additions, stack
 
-    def total(self, pieces: Sequence[Array]) -> Array:
-        """The sum of all `pieces` (n,), which cover the tree, in scratch memory."""
-        [total] = self.sums(pieces)
-        if not self.has_sums:
-            own: Array = self._scratch[0, : len(total)]
-            np.copyto(own, total)
-            return own
-        return total
+
+def total_of(block: PlannedBlock) -> Array:
+    """Does the additions of a block; the sum (hi - lo,) over all vectors, valid until the next one."""
+    _add(block.additions)
+    if block.source is not None:
+        np.copyto(block.total, block.source)
+    return block.total
+
+
+def _add(additions: Sequence[Addition]) -> None:
+    add = np.add
+    for left, right, result in additions:
+        add(left, right, result)

@@ -9,8 +9,10 @@ from ddp_bp.data.batches import Batches
 from ddp_bp.engine.buffers import Buffers
 from ddp_bp.optim import ExponentialMovingAverage
 from ddp_bp.parallel.agreement import Agreement
+from ddp_bp.parallel.arena import Arena
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.exchange import Exchange
+from ddp_bp.parallel.holdings import of_shard_runs
 from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.phases import PhaseClock
@@ -39,21 +41,22 @@ def compose(
     size = job.parameters.size + buffers.size
     alone = recipe.exchange.algorithm == "messages"
     nodes = Nodes(list(range(communicator.size))) if alone else find_nodes(communicator)
-    exchange = Exchange(communicator, nodes, size, plan.num_shards, job.parameters.dtype)
-    job.parameters.move_to(exchange.allocate("parameters", job.parameters.size, job.parameters.dtype))
-    job.optimizer.move_to(exchange.allocate)
+    arena = Arena(communicator, nodes)
+    stack, holdings = of_shard_runs(arena, size, plan.num_shards, job.parameters.dtype)
+    exchange = Exchange(communicator, nodes, size, plan.num_shards, holdings)
+    job.parameters.move_to(arena.allocate("parameters", job.parameters.size, job.parameters.dtype))
+    job.optimizer.move_to(arena.allocate)
     decay = recipe.train.ema_decay
-    average = None if decay is None else ExponentialMovingAverage(job.parameters, decay, allocate=exchange.allocate)
+    average = None if decay is None else ExponentialMovingAverage(job.parameters, decay, allocate=arena.allocate)
     agreement = Agreement(communicator, plan.num_shards, job.layout)
     batches = Batches(job.data.train, plan, job.data.augment)
-    shards = ShardComputation(
-        job.objective, batches, job.parameters, buffers, agreement, communicator, clock, exchange.partials
-    )
+    shards = ShardComputation(job.objective, batches, job.parameters, buffers, agreement, communicator, clock, stack)
     update = Update(
         parameters=job.parameters,
         buffers=buffers,
         optimizer=job.optimizer,
         exchange=exchange,
+        moves=arena.allocate("moves", buffers.size, job.parameters.dtype),
         communicator=communicator,
         clock=clock,
         clip_norm=recipe.optimizer.clip_norm,

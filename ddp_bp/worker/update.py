@@ -39,6 +39,7 @@ class Update:
         buffers: Buffers,
         optimizer: Optimizer,
         exchange: Exchange,
+        moves: Array,
         communicator: Communicator,
         clock: PhaseClock,
         clip_norm: float | None = None,
@@ -47,6 +48,7 @@ class Update:
     ) -> None:
         """Vectors are (P + B,): parameters, and after them the buffers' moves. `average` follows the parameters.
 
+        moves: (B,), in memory that the ranks of the node share.
         clip_norm: the largest Euclidean norm of the mean gradient.
         clip_value: the largest absolute value of an element of it.
         """
@@ -59,7 +61,7 @@ class Update:
         self._slices = np.empty((communicator.size, 2), np.int64)
         communicator.allgather(own, self._slices)
         self._lo, self._hi = own.tolist()
-        self._moves = exchange.allocate("moves", buffers.size, parameters.dtype)
+        self._moves = moves
         needs_norms = clip_norm is not None or isinstance(optimizer, LayerwiseOptimizer)
         self._gradient = np.empty(self._hi - self._lo, parameters.dtype) if needs_norms else None
         self.squared_norm = math.nan

@@ -93,8 +93,8 @@ def test_the_update_that_is_timed_is_an_adam_step_with_the_mean_of_the_partials(
     num_parameters = 70_000
 
     def run(communicator):
-        update = build_update(communicator, find_nodes(communicator), num_parameters)
-        partial = update._exchange.partials[0].copy()
+        update, partial = build_update(communicator, find_nodes(communicator), num_parameters)
+        partial = partial.copy()
         for _ in range(2):
             update.take_step(communicator.size, 1)
         return partial, update._parameters.data.copy()

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from ddp_bp.errors import DisagreementError
 from ddp_bp.parallel import between_nodes, walk
-from ddp_bp.parallel import exchange as exchange_module
 from ddp_bp.parallel.agreement import Agreement, Status
+from ddp_bp.parallel.arena import Arena
 from ddp_bp.parallel.exchange import Exchange
+from ddp_bp.parallel.holdings import of_shard_runs
 from ddp_bp.parallel.membership import SLICE_ALIGNMENT_ELEMENTS, shard_run, slice_bounds
 from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.parallel.single import SingleCommunicator
@@ -28,8 +29,10 @@ def shard_gradient(shard: int, size: int) -> np.ndarray:
 def train_once(comm, size: int, num_shards: int, node_of_rank: list[int] | None) -> np.ndarray:
     """Two updates `p -= 0.1 * g` on this rank, with partials by carry."""
     nodes = find_nodes(comm) if node_of_rank is None else Nodes(node_of_rank)
-    exchange = Exchange(comm, nodes, size, num_shards, np.float32)
-    parameters = exchange.allocate("parameters", size, np.float32)
+    arena = Arena(comm, nodes)
+    stack, holdings = of_shard_runs(arena, size, num_shards, np.float32)
+    exchange = Exchange(comm, nodes, size, num_shards, holdings)
+    parameters = arena.allocate("parameters", size, np.float32)
     lo, hi = exchange.bounds
     parameters[:] = 1
     comm.barrier()
@@ -44,15 +47,16 @@ def train_once(comm, size: int, num_shards: int, node_of_rank: list[int] | None)
     for _ in range(2):
         height = 0
         for shard, count in zip(run, merge_counts([(s, s + 1) for s in run], num_shards), strict=True):
-            exchange.partials[height][:] = shard_gradient(shard, size)
+            stack[height][:] = shard_gradient(shard, size)
             height += 1
             for _ in range(count):
                 height -= 1
-                exchange.partials[height - 1] += exchange.partials[height]
-        before = [partial.copy() for partial in exchange.partials[:height]]
+                stack[height - 1] += stack[height]
+        before = [partial.copy() for partial in stack[:height]]
         comm.barrier()
         exchange.reduce(update)
-        for partial, original in zip(exchange.partials, before, strict=False):
+        # Where others could have to finish the step, they find all partials as they were.
+        for partial, original in zip(stack, before if comm.size > 1 else [], strict=False):
             np.testing.assert_array_equal(partial, original)
         exchange.publish(parameters)
     return parameters.copy()
@@ -85,7 +89,7 @@ def test_parameters_have_the_same_bits_for_any_ranks_on_any_nodes(
 @pytest.mark.parametrize("node_of_rank", [None, [0, 0, 0], [0, 1, 1], [0, 1, 2]])
 def test_blocks_do_not_change_the_bits(monkeypatch: pytest.MonkeyPatch, node_of_rank: list[int] | None) -> None:
     size = 5000
-    for module in (exchange_module, between_nodes, walk):
+    for module in (between_nodes, walk):
         monkeypatch.setattr(module, "BLOCK_ELEMENTS", 700)
     for result in run_ranks(3, lambda c: train_once(c, size, 7, node_of_rank)):
         np.testing.assert_array_equal(result, expected_after_two_updates(size, 7))
@@ -155,9 +159,11 @@ def test_a_node_without_shards_receives_in_the_dtype_of_the_others(node_of_rank:
     values = np.random.default_rng(0).standard_normal(3000)
 
     def run(comm) -> np.ndarray:
-        exchange = Exchange(comm, Nodes(node_of_rank), values.size, 1, np.float64)
-        totals = exchange.allocate("totals", values.size, np.float64)
-        for partial in exchange.partials:
+        arena = Arena(comm, Nodes(node_of_rank))
+        stack, holdings = of_shard_runs(arena, values.size, 1, np.float64)
+        exchange = Exchange(comm, arena.nodes, values.size, 1, holdings)
+        totals = arena.allocate("totals", values.size, np.float64)
+        for partial in stack:
             partial[:] = values
         comm.barrier()
 

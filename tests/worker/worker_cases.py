@@ -19,8 +19,10 @@ from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.engine.random import random_stream
 from ddp_bp.optim import Optimizer
 from ddp_bp.parallel.agreement import Agreement
+from ddp_bp.parallel.arena import Arena
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.exchange import Exchange
+from ddp_bp.parallel.holdings import of_shard_runs
 from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.wire import messages as m
 from ddp_bp.wire.codec import decode_from_worker, encode
@@ -115,21 +117,24 @@ def build_rank(
     plan = case.plan
     buffers = Buffers(model.named_buffers())
     nodes = find_nodes(communicator) if case.nodes is None else Nodes(case.nodes[: communicator.size])
-    exchange = Exchange(communicator, nodes, parameters.size + buffers.size, plan.num_shards, parameters.dtype)
-    parameters.move_to(exchange.allocate("parameters", parameters.size, parameters.dtype))
-    optimizer.move_to(exchange.allocate)
+    arena, size = Arena(communicator, nodes), parameters.size + buffers.size
+    stack, holdings = of_shard_runs(arena, size, plan.num_shards, parameters.dtype)
+    exchange = Exchange(communicator, nodes, size, plan.num_shards, holdings)
+    parameters.move_to(arena.allocate("parameters", parameters.size, parameters.dtype))
+    optimizer.move_to(arena.allocate)
     failures: list[tuple[Exception, int]] = []
     agreement, clock = Agreement(communicator, plan.num_shards, layout), PhaseClock(PHASE_BUCKETS_SECONDS)
     average = (
         None
         if case.ema_decay is None
-        else optim.ExponentialMovingAverage(parameters, case.ema_decay, allocate=exchange.allocate)
+        else optim.ExponentialMovingAverage(parameters, case.ema_decay, allocate=arena.allocate)
     )
     update = Update(
         parameters=parameters,
         buffers=buffers,
         optimizer=optimizer,
         exchange=exchange,
+        moves=arena.allocate("moves", buffers.size, parameters.dtype),
         communicator=communicator,
         clock=clock,
         clip_norm=case.clip_norm,
@@ -139,9 +144,7 @@ def build_rank(
     batches = Batches(case.dataset, plan)
     step = TrainingStep(
         plan=plan,
-        shards=ShardComputation(
-            objective, batches, parameters, buffers, agreement, communicator, clock, exchange.partials
-        ),
+        shards=ShardComputation(objective, batches, parameters, buffers, agreement, communicator, clock, stack),
         update=update,
         agreement=agreement,
         clock=clock,
