@@ -3,21 +3,30 @@
 A rank never raises alone: it writes what happened to it into its row, and all ranks act on all rows. Rows are of fixed
 size, so that the agreement is one small all-gather. The table also carries each shard's loss, because a loss is summed
 along the same tree as the gradients. Knows nothing of how a shard was computed.
+
+A table is a few numbers, for which Python's own are several times as fast as NumPy's arrays.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import struct
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
+from functools import reduce
+from operator import or_
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ddp_bp.errors import DisagreementError
-from ddp_bp.parallel.communicator import Communicator, as_bytes
+from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.membership import shard_run
-from ddp_bp.parallel.tree import tree_sum
+from ddp_bp.parallel.tree import tree_sum_of_numbers
+
+# Step, layout, status, requests, squared norm.
+_HEAD = struct.Struct("<qQqqd")
+# Of each shard: loss, weight, correct, digest of the ids, whether something is not finite.
+_SHARD = struct.Struct("<dddQq")
 
 
 class Status(IntEnum):
@@ -27,8 +36,7 @@ class Status(IntEnum):
     FAILED = 1
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What all ranks agreed on.
 
     `loss`, `weight` and `correct` are sums over all shards along the reduction tree; `shard_losses` and `shard_digests`
@@ -43,8 +51,8 @@ class Verdict:
     weight: float
     correct: float
     squared_norm: float
-    shard_losses: npt.NDArray[np.float64]
-    shard_digests: npt.NDArray[np.uint64]
+    shard_losses: tuple[float, ...]
+    shard_digests: tuple[int, ...]
 
 
 class Agreement:
@@ -55,24 +63,32 @@ class Agreement:
         self._communicator = communicator
         self._num_shards = num_shards
         self._layout = layout
-        runs = [shard_run(num_shards, communicator.size, rank) for rank in range(communicator.size)]
-        width = max(1, max(len(run) for run in runs))
-        self._row = np.zeros((), _row_type(width))
-        self._table = np.zeros(communicator.size, self._row.dtype)
-        # Where each shard's entry stands in the table, so that collecting them is one indexing operation.
-        self._owner = np.concatenate([np.full(len(run), rank) for rank, run in enumerate(runs)]).astype(np.intp)
-        self._column = np.concatenate([np.arange(len(run)) for run in runs]).astype(np.intp)
-        self.reset()
+        lengths = [len(shard_run(num_shards, communicator.size, rank)) for rank in range(communicator.size)]
+        row_bytes = _HEAD.size + _SHARD.size * max(lengths)
+        self._row = bytearray(row_bytes)
+        self._table = bytearray(row_bytes * communicator.size)
+        # The same memory, as communicators take it.
+        self._sent = np.frombuffer(self._row, np.uint8)
+        self._received = np.frombuffer(self._table, np.uint8).reshape(communicator.size, row_bytes)
+        self._blank = bytes(row_bytes)
+        starts = range(0, len(self._table), row_bytes)
+        self._heads = tuple(starts)
+        self._shards = tuple(
+            start + _HEAD.size + _SHARD.size * index
+            for start, length in zip(starts, lengths, strict=True)
+            for index in range(length)
+        )
 
     def reset(self) -> None:
         """Begin a new row: ready, nothing asked for, no shard computed."""
-        self._row.fill(0)
+        self._row[:] = self._blank
 
     def report_shard(
         self, index: int, loss: float, weight: float, correct: float, ids_digest: int, *, finite: bool
     ) -> None:
         """Enter the `index`-th shard of this rank's run: summed loss, the count it is averaged over, hits, ids."""
-        self._row["shards"][index] = (loss, weight, correct, ids_digest, not finite)
+        place = _HEAD.size + _SHARD.size * index
+        _SHARD.pack_into(self._row, place, loss, weight, correct, ids_digest, not finite)
 
     def agree(
         self, step: int, *, status: Status = Status.READY, requests: int = 0, squared_norm: float = 0.0
@@ -82,45 +98,38 @@ class Agreement:
         Raises:
             DisagreementError: on every rank alike, if the ranks are not at the same step with the same layout.
         """
-        row = self._row
-        row["step"], row["layout"] = step, self._layout
-        row["status"], row["requests"], row["squared_norm"] = status, requests, squared_norm
-        self._communicator.allgather(as_bytes(row), self._table.view(np.uint8).reshape(self._communicator.size, -1))
+        _HEAD.pack_into(self._row, 0, step, self._layout, status, requests, squared_norm)
+        self._communicator.allgather(self._sent, self._received)
         table = self._table
-        self._check(table)
-        shards = table["shards"][self._owner, self._column]
+        heads = [_HEAD.unpack_from(table, place) for place in self._heads]
+        steps, layouts, statuses, all_requests, squared_norms = zip(*heads, strict=True)
+        _check_alike("step", steps)
+        _check_alike("parameter layout or settings", layouts)
+        shards = [_SHARD.unpack_from(table, place) for place in self._shards]
+        losses, weights, corrects, digests, nonfinite = zip(*shards, strict=True)
         return Verdict(
-            failed_ranks=tuple(np.flatnonzero(table["status"] == Status.FAILED).tolist()),
-            nonfinite_shards=tuple(np.flatnonzero(shards["nonfinite"]).tolist()),
-            requests=int(np.bitwise_or.reduce(table["requests"])),
-            loss=float(tree_sum(shards["loss"])),
-            weight=float(tree_sum(shards["weight"])),
-            correct=float(tree_sum(shards["correct"])),
-            squared_norm=float(tree_sum(table["squared_norm"])),
-            shard_losses=shards["loss"],
-            shard_digests=shards["ids"],
+            failed_ranks=_places(statuses, Status.FAILED),
+            nonfinite_shards=_places(nonfinite, True),
+            requests=reduce(or_, all_requests),
+            loss=tree_sum_of_numbers(losses),
+            weight=tree_sum_of_numbers(weights),
+            correct=tree_sum_of_numbers(corrects),
+            squared_norm=tree_sum_of_numbers(squared_norms),
+            shard_losses=losses,
+            shard_digests=digests,
         )
 
-    def _check(self, table: npt.NDArray[Any]) -> None:
-        for field, meaning in (("step", "step"), ("layout", "parameter layout or settings")):
-            values = table[field]
-            if (values != values[0]).any():
-                got = ", ".join(f"rank {rank}: {int(value):#x}" for rank, value in enumerate(values))
-                raise DisagreementError(
-                    f"ranks differ in {meaning}: expected one value on all, got {got}. "
-                    "All ranks must run the same version of ddp_bp, the same recipe and the same model code"
-                )
+
+def _places(values: Sequence[int], wanted: int) -> tuple[int, ...]:
+    if wanted not in values:
+        return ()
+    return tuple(place for place, value in enumerate(values) if value == wanted)
 
 
-def _row_type(width: int) -> np.dtype[np.void]:
-    shard = np.dtype([("loss", "<f8"), ("weight", "<f8"), ("correct", "<f8"), ("ids", "<u8"), ("nonfinite", "<i8")])
-    return np.dtype(
-        [
-            ("step", "<i8"),
-            ("layout", "<u8"),
-            ("status", "<i8"),
-            ("requests", "<i8"),
-            ("squared_norm", "<f8"),
-            ("shards", shard, (width,)),
-        ]
-    )
+def _check_alike(meaning: str, values: Sequence[int]) -> None:
+    if values.count(values[0]) != len(values):
+        got = ", ".join(f"rank {rank}: {value:#x}" for rank, value in enumerate(values))
+        raise DisagreementError(
+            f"ranks differ in {meaning}: expected one value on all, got {got}. "
+            "All ranks must run the same version of ddp_bp, the same recipe and the same model code"
+        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
@@ -79,8 +78,3 @@ def check_count(count: int, size: int) -> None:
     """Raise ValueError unless the first `count` of `size` ranks are at least one."""
     if not 1 <= count <= size:
         raise ValueError(f"expected a number of ranks from 1 to {size}, got {count}")
-
-
-def as_bytes(array: Array) -> npt.NDArray[np.uint8]:
-    """The memory of a C-contiguous array as a flat view of bytes."""
-    return array.reshape(-1).view(np.uint8)

@@ -11,6 +11,7 @@ Pure functions of numbers: nothing here knows a rank or an array's meaning.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,16 @@ def tree_sum(values: npt.NDArray[Any]) -> Any:
         paired = values[0:even:2] + values[1:even:2]
         values = np.concatenate([paired, values[even:]])
     return values[0]
+
+
+def tree_sum_of_numbers(values: Sequence[float]) -> float:
+    """The same for Python's numbers, and the same bits as `tree_sum` in float64."""
+    while len(values) > 1:
+        paired = list(map(add, values[::2], values[1::2]))
+        if len(values) % 2:
+            paired.append(values[-1])
+        values = paired
+    return values[0] if values else 0.0
 
 
 def _are_siblings(left: Node, right: Node, num_leaves: int) -> bool:

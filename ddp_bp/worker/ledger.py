@@ -11,9 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Sequence
 
 
 class Ledger:
@@ -39,9 +37,9 @@ class Ledger:
         """The head of the chain, 64 hex digits."""
         return self._head.hex()
 
-    def commit(self, step: int, epoch: int, num_samples: int, shard_digests: npt.NDArray[np.uint64]) -> None:
+    def commit(self, step: int, epoch: int, num_samples: int, shard_digests: Sequence[int]) -> None:
         """Record step `step` (counted from 0) with one digest of sample ids per shard."""
-        body = struct.pack("<3Q", step, epoch, num_samples) + shard_digests.astype("<u8").tobytes()
+        body = struct.pack(f"<{3 + len(shard_digests)}Q", step, epoch, num_samples, *shard_digests)
         self._head = hashlib.sha256(self._head + body).digest()
         if not self._keeps_lines:
             return
@@ -49,7 +47,7 @@ class Ledger:
             "step": step,
             "epoch": epoch,
             "samples": num_samples,
-            "shards": [f"{int(digest):016x}" for digest in shard_digests],
+            "shards": [f"{digest:016x}" for digest in shard_digests],
             "chain": self.chain_sha256,
             "world_size": self._world_size,
         }

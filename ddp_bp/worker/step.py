@@ -13,9 +13,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from ddp_bp.data import ShardPlan
 from ddp_bp.parallel.agreement import Agreement, Status, Verdict
 from ddp_bp.worker.failures import NonFiniteError, raise_together
@@ -36,7 +33,7 @@ class StepResult:
     weight: float
     correct: float
     requests: int
-    shard_digests: npt.NDArray[np.uint64]
+    shard_digests: tuple[int, ...]
     previous_gradient_norm: float | None
 
 

@@ -134,7 +134,7 @@ def test_every_rank_sees_the_same_verdict(world_size: int) -> None:
     for verdict in verdicts:
         assert verdict.loss == tree_sum(np.array([0.1 * (shard + 1) for shard in range(6)]))
         assert (verdict.weight, verdict.correct) == (21.0, 15.0)
-        assert verdict.shard_digests.tolist() == [100, 101, 102, 103, 104, 105]
+        assert verdict.shard_digests == (100, 101, 102, 103, 104, 105)
         assert verdict.nonfinite_shards == (4,)
         assert verdict.failed_ranks == ((1,) if world_size > 1 else ())
         assert verdict.requests == 2**world_size - 1
