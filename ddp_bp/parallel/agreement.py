@@ -25,8 +25,8 @@ from ddp_bp.parallel.tree import tree_sum_of_numbers
 
 # Step, layout, status, requests, squared norm.
 _HEAD = struct.Struct("<qQqqd")
-# Of each shard: loss, weight, correct, digest of the ids, whether something is not finite.
-_SHARD = struct.Struct("<dddQq")
+# Of each shard: loss, weight, correct, digests of the ids and of the result, whether something is not finite.
+_SHARD = struct.Struct("<dddQQq")
 
 
 class Status(IntEnum):
@@ -39,9 +39,9 @@ class Status(IntEnum):
 class Verdict(NamedTuple):
     """What all ranks agreed on.
 
-    `loss`, `weight` and `correct` are sums over all shards along the reduction tree; `shard_losses` and `shard_digests`
-    have one entry per shard; `requests` is the bitwise or of what the ranks asked for; `squared_norm` is the sum of the
-    ranks' entries.
+    `loss`, `weight` and `correct` are sums over all shards along the reduction tree; `shard_losses`, `shard_digests`
+    (of sample ids), `shard_results` (of what was computed) and `owners` (the ranks that did) have one entry per shard;
+    `requests` is the bitwise or of what the ranks asked for; `squared_norm` is the sum of the ranks' entries.
     """
 
     failed_ranks: tuple[int, ...]
@@ -53,6 +53,8 @@ class Verdict(NamedTuple):
     squared_norm: float
     shard_losses: tuple[float, ...]
     shard_digests: tuple[int, ...]
+    shard_results: tuple[int, ...]
+    owners: tuple[int, ...]
 
 
 class Agreement:
@@ -73,6 +75,7 @@ class Agreement:
         self._blank = bytes(row_bytes)
         starts = range(0, len(self._table), row_bytes)
         self._heads = tuple(starts)
+        self._owners = tuple(rank for rank, length in enumerate(lengths) for _ in range(length))
         self._shards = tuple(
             start + _HEAD.size + _SHARD.size * index
             for start, length in zip(starts, lengths, strict=True)
@@ -84,11 +87,19 @@ class Agreement:
         self._row[:] = self._blank
 
     def report_shard(
-        self, index: int, loss: float, weight: float, correct: float, ids_digest: int, *, finite: bool
+        self,
+        index: int,
+        loss: float,
+        weight: float,
+        correct: float,
+        ids_digest: int,
+        result_digest: int = 0,
+        *,
+        finite: bool,
     ) -> None:
-        """Enter the `index`-th shard of this rank's run: summed loss, the count it is averaged over, hits, ids."""
+        """Enter the `index`-th shard of this rank's run: summed loss, the count it is averaged over, hits, digests."""
         place = _HEAD.size + _SHARD.size * index
-        _SHARD.pack_into(self._row, place, loss, weight, correct, ids_digest, not finite)
+        _SHARD.pack_into(self._row, place, loss, weight, correct, ids_digest, result_digest, not finite)
 
     def agree(
         self, step: int, *, status: Status = Status.READY, requests: int = 0, squared_norm: float = 0.0
@@ -106,7 +117,7 @@ class Agreement:
         _check_alike("step", steps)
         _check_alike("parameter layout or settings", layouts)
         shards = [_SHARD.unpack_from(table, place) for place in self._shards]
-        losses, weights, corrects, digests, nonfinite = zip(*shards, strict=True)
+        losses, weights, corrects, digests, results, nonfinite = zip(*shards, strict=True)
         return Verdict(
             failed_ranks=_places(statuses, Status.FAILED),
             nonfinite_shards=_places(nonfinite, True),
@@ -117,6 +128,8 @@ class Agreement:
             squared_norm=tree_sum_of_numbers(squared_norms),
             shard_losses=losses,
             shard_digests=digests,
+            shard_results=results,
+            owners=self._owners,
         )
 
 
