@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from ddp_bp.recipes.blas import BlasSection
+from ddp_bp.recipes.fault import FaultSection
 from ddp_bp.recipes.optimization import LossSection, OptimizerSection, ScheduleSection
 from ddp_bp.recipes.section import (
     Count,
@@ -172,6 +173,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     exchange: ExchangeSection = ExchangeSection()
     coordinator: CoordinatorSection = CoordinatorSection()
     blas: BlasSection = BlasSection()
+    fault: FaultSection = FaultSection()
 
     def conflicts(self) -> list[str]:
         """Problems that no single section shows, one line each."""
@@ -189,8 +191,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         return problems
 
 
-# What may differ between the first start of a run and a resume: how long, when to save, where to listen, and kernels,
-# since the machine may be another one. Anything else would make it another run, whose bits could not be the same.
+# What may differ between the first start of a run and a resume: how long, when to save, where to listen, what is done
+# about failures, and kernels, since the machine may be another one. Anything else would make it another run, whose bits
+# could not be the same.
 CHANGEABLE = (
     "title",
     "train.epochs",
@@ -201,6 +204,7 @@ CHANGEABLE = (
     "exchange",
     "coordinator",
     "blas",
+    "fault",
 )
 
 
