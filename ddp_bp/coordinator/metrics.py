@@ -72,6 +72,11 @@ class JobCollector(Collector):
         yield CounterMetricFamily(
             "ddp_bp_samples", "Samples trained on since the coordinator started.", value=progress.num_samples
         )
+        yield CounterMetricFamily(
+            "ddp_bp_nonfinite_steps",
+            "Training steps that changed nothing, because a loss or gradient was not finite.",
+            value=progress.num_nonfinite_steps,
+        )
         if progress.reported:
             yield _gauge("ddp_bp_step", "Committed training steps since the beginning of the run.", progress.step)
             yield _gauge("ddp_bp_epoch", "Epoch, counted from 0.", progress.epoch)

@@ -55,6 +55,7 @@ class Progress:
         self.epoch = 0
         self.num_steps = 0
         self.num_samples = 0
+        self.num_nonfinite_steps = 0
         self.scalars: dict[str, float] = {}
         self.evaluation: Evaluation | None = None
         self.durations: dict[int, dict[str, Durations]] = {}
@@ -78,6 +79,7 @@ class Progress:
         self.epoch = report.epoch
         self.num_steps += report.num_steps
         self.num_samples += report.num_samples
+        self.num_nonfinite_steps += report.num_nonfinite_steps
         self.scalars.update(report.scalars)
         if report.num_steps and "train_loss" in report.scalars:
             self.train_loss.add(report.step, report.scalars["train_loss"])

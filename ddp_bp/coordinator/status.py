@@ -37,6 +37,7 @@ def status_of(coordinator: Coordinator, now: float) -> dict[str, Any]:
         "epoch": progress.epoch,
         "steps": progress.num_steps,
         "samples": progress.num_samples,
+        "nonfinite_steps": progress.num_nonfinite_steps,
         "samples_per_second": _finite(progress.samples_per_second),
         "train_loss": _finite(scalars.get("train_loss")),
         "train_accuracy": _finite(scalars.get("train_accuracy")),

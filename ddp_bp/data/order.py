@@ -20,6 +20,8 @@ EPOCH: Final = 2
 """Purpose of the order in which an epoch visits the training samples."""
 AUGMENT: Final = 3
 """Purpose of the words that vary the images of one shard at one step."""
+AUDIT: Final = 4
+"""Purpose of the words that choose which shards of a step are computed twice, and by whom."""
 
 _WORD_LIMIT: Final = 2**64
 

@@ -123,6 +123,7 @@ class Report(Message, frozen=True):
 
     num_steps     steps committed in this interval
     num_samples   samples of those steps: rank 0 counts whole global batches, other ranks what they computed themselves
+    num_nonfinite_steps   those among them that changed nothing, because a loss or gradient was not finite
     phase         what the rank is doing now
     phases        durations by name, of those in `PHASES` that happened
     scalars       latest values, from rank 0: train_loss, train_accuracy, learning_rate, gradient_norm; may be NaN
@@ -137,6 +138,7 @@ class Report(Message, frozen=True):
     phase: Literal["setup", "train", "evaluate", "checkpoint", "finish"]
     phases: dict[str, PhaseDelta]
     scalars: dict[str, float]
+    num_nonfinite_steps: Natural = 0
 
 
 class LedgerRecords(Message, frozen=True):

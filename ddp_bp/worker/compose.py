@@ -15,6 +15,8 @@ from ddp_bp.parallel.exchange import Exchange
 from ddp_bp.parallel.holdings import of_shard_runs
 from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.worker.assemble import Job
+from ddp_bp.worker.audit import Audit
+from ddp_bp.worker.comparison import Comparison
 from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.shards import ShardComputation
 from ddp_bp.worker.snapshot import Snapshot
@@ -24,12 +26,14 @@ from ddp_bp.worker.update import Update
 
 @dataclass(frozen=True)
 class Composition:
-    """The step of one rank, its second half (which knows what weights to evaluate), and views of its state."""
+    """The step of one rank, its two halves (the second knows what weights to evaluate), and views of its state."""
 
     step: TrainingStep
+    shards: ShardComputation
     update: Update
     snapshot: Snapshot
     buffers: Buffers
+    comparison: Comparison
 
 
 def compose(
@@ -64,9 +68,17 @@ def compose(
         average=average,
     )
     step = TrainingStep(
-        plan=plan, shards=shards, update=update, agreement=agreement, clock=clock, on_failure=on_failure
+        plan=plan,
+        shards=shards,
+        audit=Audit(shards, plan, communicator, recipe.fault.audit),
+        update=update,
+        agreement=agreement,
+        clock=clock,
+        on_failure=on_failure,
     )
     snapshot = Snapshot(
         job.objective.model, job.parameters, job.optimizer, buffers, average, exchange.bounds, communicator.rank
     )
-    return Composition(step, update, snapshot, buffers)
+    every_steps = recipe.fault.compare_every_steps
+    comparison = Comparison(communicator, nodes, job.parameters, buffers, job.optimizer, average, every_steps)
+    return Composition(step, shards, update, snapshot, buffers, comparison)

@@ -15,12 +15,6 @@ from ddp_bp.parallel.communicator import Communicator
 Result = TypeVar("Result")
 
 
-class NonFiniteError(DdpError):
-    """A loss or a gradient that is not a number. Raised before the parameters are touched."""
-
-    on_every_rank = True
-
-
 class RankFailure(DdpError):
     """This rank's own `error`, of which all ranks know. `shown`: whether it has been printed."""
 

@@ -119,6 +119,8 @@ class LockStep:
         self._parameters, self._buffers, self._clock = parameters, buffers, clock
         runs = [shard_run(num_shards, communicator.size, rank) for rank in range(communicator.size)]
         self._width = max(1, max(len(run) for run in runs))
+        self.totals: list[Array] = []
+        """The sums of the last run, in the order in which every shard asked for them."""
         self._rows = np.concatenate([rank * self._width + np.arange(len(run)) for rank, run in enumerate(runs)])
 
     def run(self, functions: Mapping[int, Callable[[Turn], object]], before: Sequence[Callable[[], object]]) -> bool:
@@ -134,6 +136,7 @@ class LockStep:
             DistributedError: on one rank, if shards do not ask for the same sums.
             Exception: whatever a function of this rank raised.
         """
+        self.totals.clear()
         failure = _first_failure(before)
         turns = {index: Turn(function) for index, function in functions.items()}
         try:
@@ -150,6 +153,7 @@ class LockStep:
                 if not self._agrees(states):
                     return False
                 total = self._total(asking, int(states[:, 1].max()))
+                self.totals.append(total)
                 for index in asking:
                     turns[index].answer(total)
         finally:

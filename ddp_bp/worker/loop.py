@@ -16,10 +16,12 @@ from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.wire.messages import Acknowledged, CheckpointDone, Stop, TakeCheckpoint, Welcome
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import Checkpointing
+from ddp_bp.worker.comparison import Comparison
 from ddp_bp.worker.evaluation import Evaluation
 from ddp_bp.worker.failures import together, warn
 from ddp_bp.worker.ledger import Ledger
 from ddp_bp.worker.link import CoordinatorLink
+from ddp_bp.worker.nonfinite import NonFiniteError, SkipLimit
 from ddp_bp.worker.progress import Progress
 from ddp_bp.worker.reporter import Reporter
 from ddp_bp.worker.step import StepResult, TrainingStep
@@ -59,6 +61,7 @@ class TrainingLoop:
         job: Job,
         step: TrainingStep,
         evaluation: Evaluation | None,
+        comparison: Comparison,
         checkpointing: Checkpointing,
         progress: Progress,
         ledger: Ledger,
@@ -70,7 +73,9 @@ class TrainingLoop:
     ) -> None:
         """`announce` is given one line for people at the end of every epoch."""
         self._job, self._step, self._evaluation = job, step, evaluation
-        self._checkpointing, self._progress, self._ledger = checkpointing, progress, ledger
+        self._comparison, self._checkpointing = comparison, checkpointing
+        self._progress, self._ledger = progress, ledger
+        self._skip_limit = SkipLimit(job.recipe.fault.nonfinite_limit, job.plan, progress)
         self._reporter, self._link, self._communicator = reporter, link, communicator
         self._checkpoint_every_steps, self._announce = checkpoint_every_steps, announce
         self._stop = Request(0)
@@ -83,20 +88,29 @@ class TrainingLoop:
         self._stop = STOP_REQUESTS[signal_name]
 
     def run(self) -> Outcome:
-        """Train until the last step or a request to stop, then save a checkpoint. Collective."""
+        """Train until the last step or a request to stop, then save a checkpoint. Collective.
+
+        Raises:
+            NonFiniteError: too many steps in a row had to be skipped. A checkpoint has been saved.
+            DisagreementError: ranks differ in what they hold or compute. None has been saved since.
+        """
         began, samples_before = time.perf_counter(), self._progress.samples
         self._reporter.send("train", self._epoch(), self._scalars())
         stopped_by: Request | None = None
         while stopped_by is None and self._progress.step < self._job.total_steps:
             self._job.schedule.apply(self._progress.step)
             result = self._step.run(self._progress.step, self._requests())
+            self._check_finite(result)
             self._commit(result)
+            self._comparison.run_if_due(self._progress.step)
             requests = Request(result.requests)
             if self._ends_epoch():
                 self._end_epoch()
             if self._checkpoint_is_due(requests):
                 answers, self._wanted_checkpoint = self._wanted_checkpoint or "", None
-                # The ledger's lines of these steps must be on the disk before the checkpoint that contains them.
+                # No checkpoint of what ranks do not agree on. And the ledger's lines of these steps must be on the disk
+                # before the checkpoint that contains them.
+                self._comparison.run(self._progress.step)
                 self._reporter.send("train", self._epoch(), self._scalars())
                 self._checkpointing.begin(f"step-{self._progress.step}", answers)
             self._reporter.send_if_due("train", self._epoch(), self._scalars())
@@ -106,11 +120,16 @@ class TrainingLoop:
             stopped_by = None
             self._evaluate()
         seconds = time.perf_counter() - began
+        self._save()
+        self._reporter.send("finish", self._epoch(), self._scalars())
+        return Outcome(stopped_by, seconds, self._progress.samples - samples_before)
+
+    def _save(self) -> None:
+        """Save the last checkpoint of this start. Collective."""
+        self._comparison.run(self._progress.step)
         self._reporter.send("checkpoint", self._epoch(), self._scalars())
         self._requests()
         together(self._communicator, lambda: self._checkpointing.save_now("final", self._wanted_checkpoint or ""))
-        self._reporter.send("finish", self._epoch(), self._scalars())
-        return Outcome(stopped_by, seconds, self._progress.samples - samples_before)
 
     def _requests(self) -> int:
         """What this rank has to ask of all, from the commands that have arrived and its own signals."""
@@ -135,20 +154,43 @@ class TrainingLoop:
             requests |= Request.CHECKPOINT_IN_FLIGHT
         return int(requests)
 
+    def _check_finite(self, result: StepResult) -> None:
+        """Warn of a step that had to be skipped, or end training with a checkpoint if it is one too many."""
+        try:
+            warning = self._skip_limit.check(result.nonfinite_shards)
+        except NonFiniteError:
+            self._save()
+            raise
+        if warning is not None and self._communicator.rank == 0:
+            warn(warning)
+
     def _commit(self, result: StepResult) -> None:
         epoch, step_in_epoch = self._job.plan.position(self._progress.step)
         num_samples = self._job.plan.batch_size_at(step_in_epoch)
-        self._ledger.commit(self._progress.step, epoch, num_samples, result.shard_digests)
-        self._progress.commit(
-            result.loss,
-            result.weight,
-            result.correct,
+        skipped = bool(result.nonfinite_shards)
+        self._ledger.commit(
+            self._progress.step,
+            epoch,
             num_samples,
-            self._job.objective.num_answers(num_samples, result.weight),
-            first_in_epoch=step_in_epoch == 0,
+            result.shard_digests,
+            result.shard_results,
+            result.owners,
+            skipped=skipped,
         )
+        if skipped:
+            self._progress.skip(num_samples, result.nonfinite_shards[0], first_in_epoch=step_in_epoch == 0)
+        else:
+            self._progress.commit(
+                result.loss,
+                result.weight,
+                result.correct,
+                num_samples,
+                self._job.objective.num_answers(num_samples, result.weight),
+                first_in_epoch=step_in_epoch == 0,
+            )
         self._gradient_norm = result.previous_gradient_norm
-        self._reporter.count(num_samples if self._communicator.rank == 0 else self._step.num_own_samples)
+        own_samples = num_samples if self._communicator.rank == 0 else self._step.num_own_samples
+        self._reporter.count(own_samples, skipped=skipped)
 
     def _checkpoint_is_due(self, requests: Request) -> bool:
         every = self._checkpoint_every_steps

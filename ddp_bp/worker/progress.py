@@ -13,7 +13,9 @@ from ddp_bp.worker.evaluation import EvaluationResult
 class Progress:
     """Counts are over the whole run, all restarts included. Epoch sums are over the current epoch so far.
 
-    `schedule`: the state of the learning rate's schedule, where it has one.
+    `schedule`: the state of the learning rate's schedule, where it has one. `skipped_steps`: how many steps changed
+    nothing because a loss or gradient was not finite; `skips_in_a_row`: of these the last ones without a break, and
+    `first_skip_shard`: the shard in the first of them that was the cause.
     """
 
     step: int = 0
@@ -27,6 +29,9 @@ class Progress:
     eval_accuracy: float | None = None
     evaluated_at_step: int | None = None
     schedule: dict[str, Any] | None = None
+    skipped_steps: int = 0
+    skips_in_a_row: int = 0
+    first_skip_shard: int | None = None
 
     def commit(
         self,
@@ -39,16 +44,33 @@ class Progress:
         first_in_epoch: bool,
     ) -> None:
         """Count one committed step with the sums of its global batch; `correct` of its `num_answers` are right."""
-        if first_in_epoch:
-            self.epoch_loss = self.epoch_weight = self.epoch_correct = 0.0
-            self.epoch_answers = 0.0
-        self.step += 1
-        self.samples += num_samples
+        self._count(num_samples, first_in_epoch=first_in_epoch)
+        self.skips_in_a_row, self.first_skip_shard = 0, None
         self.epoch_loss += loss
         self.epoch_weight += weight
         self.epoch_correct += correct
         self.epoch_answers += num_answers
         self.last_train_loss = self.epoch_loss / self.epoch_weight if self.epoch_weight else None
+
+    def skip(self, num_samples: int, shard: int, *, first_in_epoch: bool) -> None:
+        """Count one step that was committed without a change, because `shard` gave what is not finite."""
+        if not self.skips_in_a_row:
+            self.first_skip_shard = shard
+        self.skips_in_a_row += 1
+        self.skipped_steps += 1
+        self._count(num_samples, first_in_epoch=first_in_epoch)
+
+    def _count(self, num_samples: int, *, first_in_epoch: bool) -> None:
+        if first_in_epoch:
+            self.epoch_loss = self.epoch_weight = self.epoch_correct = 0.0
+            self.epoch_answers = 0.0
+        self.step += 1
+        self.samples += num_samples
+
+    @property
+    def updates(self) -> int:
+        """How many steps have changed the parameters."""
+        return self.step - self.skipped_steps
 
     def evaluated(self, result: EvaluationResult) -> None:
         """Note the result of an evaluation after the current step."""
@@ -77,4 +99,14 @@ class Progress:
         )
 
 
-_EXTRA = ("epoch_loss", "epoch_weight", "epoch_correct", "epoch_answers", "evaluated_at_step", "schedule")
+_EXTRA = (
+    "epoch_loss",
+    "epoch_weight",
+    "epoch_correct",
+    "epoch_answers",
+    "evaluated_at_step",
+    "schedule",
+    "skipped_steps",
+    "skips_in_a_row",
+    "first_skip_shard",
+)

@@ -22,12 +22,13 @@ class Reporter:
         self._link, self._rank = link, rank
         self._clock, self._progress, self._ledger = clock, progress, ledger
         self._due = 0.0
-        self._num_steps = self._num_samples = 0
+        self._num_steps = self._num_samples = self._num_skipped = 0
         self._unconfirmed: deque[LedgerRecords] = deque()
 
-    def count(self, num_samples: int) -> None:
+    def count(self, num_samples: int, *, skipped: bool = False) -> None:
         """Note a committed step; `num_samples` is what this rank accounts for."""
         self._num_steps += 1
+        self._num_skipped += skipped
         self._num_samples += num_samples
 
     def send_if_due(self, phase: str, epoch: int, scalars: dict[str, float]) -> None:
@@ -48,8 +49,9 @@ class Reporter:
             phase=phase,  # type: ignore[arg-type]
             phases={name: PhaseDelta(counts, total) for name, (counts, total) in self._clock.drain().items()},
             scalars=scalars if self._rank == 0 else {},
+            num_nonfinite_steps=self._num_skipped,
         )
-        self._num_steps = self._num_samples = 0
+        self._num_steps = self._num_samples = self._num_skipped = 0
         self._link.post(report)
         if lines := self._ledger.take_lines():
             records = LedgerRecords(0, lines, self._progress.step - 1, self._ledger.chain_sha256)

@@ -122,6 +122,7 @@ class _Run:
             job=job,
             step=composed.step,
             evaluation=evaluation,
+            comparison=composed.comparison,
             checkpointing=Checkpointing(job, snapshot, self._progress, self._ledger, communicator, link, digest),
             progress=self._progress,
             ledger=self._ledger,
@@ -160,7 +161,7 @@ class _Run:
         snapshot.restore(
             checkpoint.model if checkpoint else {},
             checkpoint.optimizer if checkpoint else {},
-            progress.step,
+            progress.updates,
             self._communicator,
         )
         self._job.schedule.restore(progress.schedule, progress.step)
@@ -210,6 +211,7 @@ class _Run:
             "ledger_sha256": self._ledger.chain_sha256,
             "seconds": round(outcome.seconds, 6),
             "samples_per_second": round(rate, 3),
+            "skipped_steps": progress.skipped_steps,
             "recoveries": 0,
             "resumed_from_step": self._resumed_from_step,
             **({} if sample is None else {"sample": sample}),

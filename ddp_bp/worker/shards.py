@@ -6,10 +6,11 @@ advance side by side, see `lockstep`. Knows no optimizer, and of the other ranks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import math
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +20,12 @@ from ddp_bp.engine.buffers import Buffers
 from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.engine.random import random_stream
 from ddp_bp.engine.shard_group import shard_group
-from ddp_bp.errors import InputError
+from ddp_bp.errors import DistributedError, InputError
 from ddp_bp.parallel.agreement import Agreement
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.membership import shard_run
 from ddp_bp.parallel.tree import maximal_nodes, merge_counts
+from ddp_bp.worker.digest import full_digest, result_digest
 from ddp_bp.worker.lockstep import LockStep, Turn
 from ddp_bp.worker.objective import Objective
 from ddp_bp.worker.phases import Phase, PhaseClock
@@ -48,6 +50,37 @@ class _NoGroup:
             "a module of the model calls shard_sum without saying so: set `sums_over_shards = True` in its class, so "
             "that the shards of a batch are computed side by side"
         )
+
+
+class _KnownGroup:
+    """Stands for the other shards where the sums over all of them are known already."""
+
+    def __init__(self, totals: Sequence[Array]) -> None:
+        self._totals = iter(totals)
+
+    def total(self, values: Array) -> Array:
+        total = next(self._totals, None)
+        if total is None or total.shape != values.shape:
+            raise DistributedError(
+                "a module of the model sums over all shards, and asks for other sums when a shard is computed once "
+                "more. What it asks for must depend on nothing but samples, parameters and buffers"
+            )
+        return total.copy()
+
+
+class ShardResult(NamedTuple):
+    """What is known of a computed shard beside its vector: sums, digests (see `digest`), and whether all is finite."""
+
+    loss: float
+    weight: float
+    correct: float
+    ids_digest: int
+    digest: int
+    is_finite: bool
+
+    def full_digest(self, vector: Array) -> int:
+        """A digest of all that came out. What is not finite is all alike: there are several kinds of NaN."""
+        return full_digest(self.loss, self.weight, self.correct, vector) if self.is_finite else 0
 
 
 class ShardComputation:
@@ -83,19 +116,29 @@ class ShardComputation:
             ]
         self.num_own_samples = 0
         """Samples that this rank computed in its last step."""
+        self.full_digests: dict[int, int] = {}
+        """Of its last step: the full digests of those of its shards for which they were asked for."""
+        self._digested: Collection[int] = ()
+        self._aside: Partial | None = None
 
-    def compute(self, step: int) -> None:
+    def compute(self, step: int, digested: Collection[int] = ()) -> bool:
         """Leave this rank's partials, one per maximal tree node of its shards, in the lowest vectors of the stack.
 
         What is known of each shard (loss, count, samples) goes into the agreement's row. If the model sums over shards,
         this is collective, also where it raises, and the partials mean nothing where another rank has raised.
+
+        `digested`: shards of which, where they are this rank's, a digest of every bit is to be kept.
+
+        Returns whether the partials are there: False if another rank has raised.
         """
         self._agreement.reset()
         self.num_own_samples = 0
+        self._digested = digested
+        self.full_digests.clear()
         if self._lockstep is None:
-            with shard_group(_NoGroup()) if self._batches.plan.num_shards > 1 else nullcontext():
+            with self._alone():
                 self._carry(lambda index, place: self._compute_shard(step, index, self._partials[place]))
-            return
+            return True
         filled, empty = {}, []
         for index, shard in enumerate(self._shards):
             _, lo, hi = self._batches.plan.shard_range(step, shard)
@@ -104,8 +147,29 @@ class ShardComputation:
                 empty.append(function)
             else:
                 filled[index] = function
-        if self._lockstep.run(filled, empty):
-            self._carry(lambda index, _: self._partials[index])
+        if not self._lockstep.run(filled, empty):
+            return False
+        self._carry(lambda index, _: self._partials[index])
+        return True
+
+    def recompute(self, step: int, shard: int) -> tuple[ShardResult, int]:
+        """Any one shard once more, beside the partials; its result and the full digest of it. Not collective.
+
+        If the model sums over shards, the sums are those of the last `compute`, which must have been of this step.
+        """
+        if self._aside is None:
+            self._aside = Partial(np.zeros_like(self._partials[0].vector), self._parameters.size)
+        with self._alone() if self._lockstep is None else shard_group(_KnownGroup(self._lockstep.totals)):
+            result, _ = self._run_shard(step, shard, self._aside)
+        return result, result.full_digest(self._aside.vector)
+
+    @property
+    def needs_all_shards(self) -> bool:
+        """Whether no shard can be computed without the others of its step."""
+        return self._lockstep is not None
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return shard_group(_NoGroup()) if self._batches.plan.num_shards > 1 else nullcontext()
 
     def _carry(self, computed: Callable[[int, int], Partial]) -> None:
         """Sums the shards as a binary counter does; `computed(index, place)`: the partial of one, at `place`."""
@@ -118,11 +182,30 @@ class ShardComputation:
             self._clock.lap(Phase.EXCHANGE)
 
     def _compute_shard(self, step: int, index: int, into: Partial, turn: Turn | None = None) -> Partial:
-        """Forward and backward of one shard. `turn`: where it can ask for sums over all shards."""
+        """One shard of this rank's, and what is known of it into the agreement's row; see `_run_shard`."""
         shard = self._shards[index]
+        result, num_samples = self._run_shard(step, shard, into, turn)
+        self.num_own_samples += num_samples
+        self._agreement.report_shard(
+            index,
+            result.loss,
+            result.weight,
+            result.correct,
+            result.ids_digest,
+            result.digest,
+            finite=result.is_finite,
+        )
+        if shard in self._digested:
+            self.full_digests[shard] = result.full_digest(into.vector)
+        return into
+
+    def _run_shard(self, step: int, shard: int, into: Partial, turn: Turn | None = None) -> tuple[ShardResult, int]:
+        """Forward and backward of one shard, and its number of samples.
+
+        `turn`: where it can ask for sums over all shards.
+        """
         batch = self._batches.load(step, shard)
         self._clock.lap(Phase.DATA_WAIT)
-        self.num_own_samples += batch.num_samples
         self._parameters.bind_gradient(into.gradient)
         self._buffers.begin()
         loss = weight = correct = 0.0
@@ -137,12 +220,8 @@ class ShardComputation:
         self._parameters.finish_gradient()
         self._buffers.moves(into.moves)
         self._clock.lap(Phase.BACKWARD)
-        self._agreement.report_shard(
-            index, loss, weight, correct, batch.ids_digest, finite=np.isfinite(loss) and _is_finite(into.vector)
-        )
-        return into
-
-
-def _is_finite(vector: Array) -> bool:
-    # One product reads the vector once; only if it overflows are the elements looked at one by one.
-    return bool(np.isfinite(np.dot(vector, vector)) or np.isfinite(vector).all())
+        # One product reads the vector once; only if it overflows are the elements looked at one by one.
+        squared_norm = float(np.dot(into.vector, into.vector))
+        is_finite = math.isfinite(loss) and (math.isfinite(squared_norm) or bool(np.isfinite(into.vector).all()))
+        digest = result_digest(loss, squared_norm)
+        return ShardResult(loss, weight, correct, batch.ids_digest, digest, is_finite), batch.num_samples

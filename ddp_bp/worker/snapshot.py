@@ -103,20 +103,20 @@ class Snapshot:
                 yield flat.name, flat.bounds[0] + start, piece.data
 
     def restore(
-        self, model: Mapping[str, Array], optimizer: Mapping[str, Array], step: int, communicator: Communicator
+        self, model: Mapping[str, Array], optimizer: Mapping[str, Array], num_updates: int, communicator: Communicator
     ) -> None:
         """Put back the state of a checkpoint that rank 0 has read and passed to `check`. Collective.
 
-        The other ranks pass empty mappings.
+        The other ranks pass empty mappings. `num_updates`: how often the optimizer has moved the parameters.
         """
         for flat in self._flats:
             if communicator.rank == 0:
                 for tensor, part in _parts(flat):
                     part[...] = (model if flat.file == "model" else optimizer)[tensor.name].reshape(-1)
             communicator.broadcast(flat.values, root=0)
-        self._optimizer.num_steps = step
+        self._optimizer.num_steps = num_updates
         if self._average is not None:
-            self._average.num_updates = step
+            self._average.num_updates = num_updates
         self._parameters.mark_changed()
         self._buffers.begin()
 

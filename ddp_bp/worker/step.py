@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ddp_bp.data import ShardPlan
-from ddp_bp.parallel.agreement import Agreement, Status, Verdict
-from ddp_bp.worker.failures import NonFiniteError, raise_together
+from ddp_bp.parallel.agreement import Agreement, Status
+from ddp_bp.worker.audit import Audit
+from ddp_bp.worker.failures import raise_together
 from ddp_bp.worker.phases import Phase, PhaseClock
 from ddp_bp.worker.shards import ShardComputation
 from ddp_bp.worker.update import Update
@@ -25,15 +26,19 @@ from ddp_bp.worker.update import Update
 class StepResult:
     """What all ranks know after a committed step: sums over the global batch, and the requests that were agreed on.
 
-    `previous_gradient_norm` is that of the step before, None after the first step of a start. It is for people only:
-    it is summed over the ranks' slices, so that its last bits depend on how many there are.
+    `nonfinite_shards`: those whose loss or gradient was not finite; if there are any, the step has changed nothing.
+    `previous_gradient_norm` is that of the step before, None after the first step of a start or a skipped one. It is
+    for people only: it is summed over the ranks' slices, so that its last bits depend on how many there are.
     """
 
     loss: float
     weight: float
     correct: float
     requests: int
+    nonfinite_shards: tuple[int, ...]
     shard_digests: tuple[int, ...]
+    shard_results: tuple[int, ...]
+    owners: tuple[int, ...]
     previous_gradient_norm: float | None
 
 
@@ -45,13 +50,14 @@ class TrainingStep:
         *,
         plan: ShardPlan,
         shards: ShardComputation,
+        audit: Audit,
         update: Update,
         agreement: Agreement,
         clock: PhaseClock,
         on_failure: Callable[[BaseException, int], None],
     ) -> None:
         """`on_failure(error, step)` shows a rank's own error before the others stop."""
-        self._plan, self._shards, self._update = plan, shards, update
+        self._plan, self._shards, self._audit, self._update = plan, shards, audit, update
         self._agreement, self._clock, self._on_failure = agreement, clock, on_failure
 
     @property
@@ -65,8 +71,8 @@ class TrainingStep:
         Raises:
             RankFailure: on a rank whose computation raised.
             RemoteError: on the other ranks, then.
-            NonFiniteError: on all ranks, if a loss or gradient is not finite. The state is that before the step.
-            DisagreementError: on all ranks, if they are not at the same step with the same parameters.
+            DisagreementError: on all ranks, if they are not at the same step with the same parameters, or an audit
+                finds that one of them computes wrongly.
         """
         self._clock.start()
         failure = self._compute(step)
@@ -78,22 +84,29 @@ class TrainingStep:
         )
         self._clock.lap(Phase.RANK_WAIT)
         raise_together(verdict, failure, f"at step {step}")
-        self._refuse_nonfinite(step, verdict)
-        self._update.take_step(verdict.weight, self._num_filled_shards(step))
+        self._audit.compare(step)
+        if verdict.nonfinite_shards:
+            self._update.skip_step()
+        else:
+            self._update.take_step(verdict.weight, self._num_filled_shards(step))
         self._clock.stop()
         return StepResult(
             verdict.loss,
             verdict.weight,
             verdict.correct,
             verdict.requests,
+            verdict.nonfinite_shards,
             verdict.shard_digests,
+            verdict.shard_results,
+            verdict.owners,
             None if math.isnan(verdict.squared_norm) else math.sqrt(verdict.squared_norm),
         )
 
     def _compute(self, step: int) -> BaseException | None:
         """Compute this rank's shards; returns the error that it met, if any."""
         try:
-            self._shards.compute(step)
+            if self._shards.compute(step, self._audit.begin(step)):
+                self._audit.recompute(step)
         except BaseException as error:  # a model that calls sys.exit must not leave the other ranks waiting
             self._on_failure(error, step)
             return error
@@ -102,13 +115,3 @@ class TrainingStep:
     def _num_filled_shards(self, step: int) -> int:
         _, step_in_epoch = self._plan.position(step)
         return min(self._plan.num_shards, self._plan.batch_size_at(step_in_epoch))
-
-    def _refuse_nonfinite(self, step: int, verdict: Verdict) -> None:
-        if verdict.nonfinite_shards:
-            shard = verdict.nonfinite_shards[0]
-            ids = self._plan.shard_ids(step, shard)
-            raise NonFiniteError(
-                f"step {step}, shard {shard} (sample ids {ids[:8].tolist()}{'...' if len(ids) > 8 else ''}): the loss "
-                f"({verdict.shard_losses[shard]:g} over the shard) or its gradient is not finite. The parameters of "
-                "before the step are intact; lower optimizer.lr, or look at these samples"
-            )

@@ -109,6 +109,11 @@ class Update:
             self._buffers.commit(self._moves)
         self._clock.lap(Phase.EXCHANGE)
 
+    def skip_step(self) -> None:
+        """Leave everything as it was before the step, the shards' copies of the buffers included."""
+        self.squared_norm = math.nan
+        self._buffers.begin()
+
     @contextmanager
     def evaluated_weights(self) -> Iterator[None]:
         """Within the block the model has the weights to be evaluated: their average, if one is kept. Collective."""

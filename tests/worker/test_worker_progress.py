@@ -32,6 +32,19 @@ def restored(progress: Progress) -> Progress:
     return Progress.of(msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest))
 
 
+def test_skipped_steps_count_and_are_not_in_the_losses() -> None:
+    progress = Progress()
+    commit(progress, [(8.0, 4, 2, True)])
+    progress.skip(4, 3, first_in_epoch=False)
+    progress.skip(2, 1, first_in_epoch=False)
+    assert (progress.step, progress.updates, progress.samples, progress.last_train_loss) == (3, 1, 10, 2.0)
+    assert (progress.skipped_steps, progress.skips_in_a_row, progress.first_skip_shard) == (2, 2, 3)
+    assert restored(progress) == progress
+    commit(progress, [(4.0, 4, 2, True)])
+    assert (progress.skipped_steps, progress.skips_in_a_row, progress.first_skip_shard) == (2, 0, None)
+    assert progress.last_train_loss == 1.0
+
+
 def test_a_new_run_knows_nothing() -> None:
     progress = Progress()
     assert (progress.step, progress.samples) == (0, 0)

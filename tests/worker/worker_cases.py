@@ -27,6 +27,8 @@ from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.wire import messages as m
 from ddp_bp.wire.codec import decode_from_worker, encode
 from ddp_bp.wire.phases import NUM_PHASE_BUCKETS, PHASE_BUCKETS_SECONDS
+from ddp_bp.worker.audit import Audit
+from ddp_bp.worker.comparison import Comparison
 from ddp_bp.worker.objective import Objective
 from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.shards import ShardComputation
@@ -75,6 +77,8 @@ class Case:
     clip_value: float | None = None
     ema_decay: float | None = None
     nodes: list[int] | None = None
+    audit: float = 0.0
+    compare_every_steps: int = 1
 
 
 @dataclass
@@ -82,6 +86,9 @@ class Rank:
     """The objects of one rank."""
 
     step: TrainingStep
+    shards: ShardComputation
+    audit: Audit
+    comparison: Comparison
     update: Update
     parameters: FlatParameters
     optimizer: Optimizer
@@ -142,16 +149,34 @@ def build_rank(
         average=average,
     )
     batches = Batches(case.dataset, plan)
+    shards = ShardComputation(objective, batches, parameters, buffers, agreement, communicator, clock, stack)
+    audit = Audit(shards, plan, communicator, case.audit)
+    comparison = Comparison(communicator, nodes, parameters, buffers, optimizer, average, case.compare_every_steps)
     step = TrainingStep(
         plan=plan,
-        shards=ShardComputation(objective, batches, parameters, buffers, agreement, communicator, clock, stack),
+        shards=shards,
+        audit=audit,
         update=update,
         agreement=agreement,
         clock=clock,
         on_failure=lambda error, step: failures.append((error, step)),
     )
     snapshot = Snapshot(model, parameters, optimizer, buffers, average, exchange.bounds, communicator.rank)
-    return Rank(step, update, parameters, optimizer, buffers, average, objective, snapshot, exchange.bounds, failures)
+    return Rank(
+        step,
+        shards,
+        audit,
+        comparison,
+        update,
+        parameters,
+        optimizer,
+        buffers,
+        average,
+        objective,
+        snapshot,
+        exchange.bounds,
+        failures,
+    )
 
 
 class Broken(nn.Module):
