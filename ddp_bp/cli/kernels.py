@@ -85,6 +85,23 @@ def settle_kernels(
     return Kernels(blas, choice.kernels, choice.why)
 
 
+def settle_recorded_kernels(recorded: str) -> Kernels:
+    """See to it that this process computes with the kernels in what `str(Blas)` gave elsewhere, if it can.
+
+    It may not return: then the command starts again. OPENBLAS_CORETYPE in the environment comes first.
+    """
+    blas, asked = blas_in_use(), kernels_asked_for()
+    if asked is not None:
+        return Kernels(blas, *asked)
+    kernels = recorded_kernels(recorded)
+    if kernels is None or blas.library != OPENBLAS or not blas.kernels or this_processor().lacks(kernels):
+        return Kernels(blas)
+    choice = Choice(kernels, "those of the run")
+    if choice.kernels.casefold() != blas.kernels.casefold():
+        restart_with_kernels(choice.kernels, choice.why)
+    return Kernels(blas, choice.kernels, choice.why)
+
+
 def _problem(named: str, blas: Blas) -> str | None:
     """Why the kernels that the recipe names cannot be had here."""
     if blas.library != OPENBLAS or not blas.kernels:

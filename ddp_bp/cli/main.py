@@ -32,6 +32,8 @@ COMMANDS = {
     "status": ("ddp_bp.cli.status", "status", "Show how a running job is doing."),
     "stop": ("ddp_bp.cli.stop", "stop", "Save a checkpoint of a running job, and end it."),
     "checkpoint": ("ddp_bp.cli.checkpoint", "checkpoint", "List, verify or take checkpoints."),
+    "ledger": ("ddp_bp.cli.ledger", "ledger", "Verify which samples a run has used, or show one of its steps."),
+    "replay": ("ddp_bp.cli.replay", "replay", "Compute a step of a run once more, and compare."),
     "data": ("ddp_bp.cli.data", "data", "List the data sets, or download one."),
     "recipes": ("ddp_bp.cli.recipes", "recipes", "List the packaged recipes."),
 }

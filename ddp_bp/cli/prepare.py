@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli.environment import user_cache
@@ -14,7 +15,7 @@ from ddp_bp.recipes import Recipe, load_recipe
 from ddp_bp.worker.assemble import Job, assemble
 from ddp_bp.worker.datasource import data_problems
 from ddp_bp.worker.factory import model_problems
-from ddp_bp.worker.rundir import RunDirectory, check_checkpoint
+from ddp_bp.worker.rundir import RunDirectory, check_checkpoint, describe_environment
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class Prepared:
     job: Job
     run: RunDirectory
     checkpoint: Checkpoint | None
+
+    def environment(self, **more: Any) -> dict[str, Any]:
+        """What is to be kept of this start beside the recipe, with what `ledger verify` and `replay` need later."""
+        return describe_environment(
+            recipe_folder=str(self.base.resolve()), training_samples=self.job.plan.num_samples, **more
+        )
 
 
 def prepare(

@@ -30,7 +30,7 @@ from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
 from ddp_bp.cli.view import TrainingView, shown_command, summary_table
 from ddp_bp.coordinator.client import CoordinatorAddress, ToolClient, read_address
 from ddp_bp.errors import DdpError
-from ddp_bp.worker.rundir import SUMMARY_FILE, describe_environment
+from ddp_bp.worker.rundir import SUMMARY_FILE
 
 POLL_SECONDS = 0.2
 COORDINATOR_END_SECONDS = 60.0
@@ -112,7 +112,7 @@ def _run(prepared: Prepared, asked_for: _Invocation, kernels: Kernels, view: Tra
     arguments = ["worker", asked_for.recipe, "--run-dir", str(run_dir), "--resume", resume, *asked_for.set_options()]
     arguments += asked_for.bind_options()
     mpirun = mpirun_command(num_workers, [], kernels.asked_for)
-    prepared.run.create(prepared.recipe, describe_environment(mpirun=mpirun, kernels_chosen_by=kernels.why))
+    prepared.run.create(prepared.recipe, prepared.environment(mpirun=mpirun, kernels_chosen_by=kernels.why))
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
     view.say(prepared.job.data.description)
     view.say(kernels.line())

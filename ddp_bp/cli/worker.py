@@ -25,7 +25,7 @@ from ddp_bp.worker.binding import bind_to_own_cores
 from ddp_bp.worker.blas import check_same_blas, gather_blas
 from ddp_bp.worker.failures import together
 from ddp_bp.worker.run import RunSettings, run_worker
-from ddp_bp.worker.rundir import SUMMARY_FILE, describe_environment
+from ddp_bp.worker.rundir import SUMMARY_FILE
 
 COORDINATOR_END_SECONDS = 60.0
 
@@ -145,7 +145,7 @@ class _Root:
         if not invocation.supervised:
             prepared.run.create(
                 prepared.recipe,
-                describe_environment(communicator=communicator.describe(), kernels_chosen_by=kernels.why),
+                prepared.environment(communicator=communicator.describe(), kernels_chosen_by=kernels.why),
             )
             (self.run_dir / SUMMARY_FILE).unlink(missing_ok=True)
         self._coordinator: CoordinatorProcess | None = None

@@ -185,6 +185,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
                 f"train.eval_every_epochs: expected at most train.epochs = {self.train.epochs}, since schedule "
                 f"'plateau' follows the evaluations; got {self.train.eval_every_epochs}"
             )
+        if self.fault.audit and self.blas.allow_mixed:
+            problems.append(
+                "fault.audit: with blas.allow_mixed ranks compute different bits, which is no fault of theirs"
+            )
         takes = self.optimizer.takes[self.optimizer.name]
         if self.schedule.cycle_momentum and "momentum" not in takes and "betas" not in takes:
             problems.append(f"schedule.cycle_momentum: optimizer {self.optimizer.name!r} has no momentum")

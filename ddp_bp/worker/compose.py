@@ -17,6 +17,7 @@ from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.audit import Audit
 from ddp_bp.worker.comparison import Comparison
+from ddp_bp.worker.evaluation import Evaluation
 from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.shards import ShardComputation
 from ddp_bp.worker.snapshot import Snapshot
@@ -26,7 +27,7 @@ from ddp_bp.worker.update import Update
 
 @dataclass(frozen=True)
 class Composition:
-    """The step of one rank, its two halves (the second knows what weights to evaluate), and views of its state."""
+    """The step of one rank and its two halves, what checks it, and views of its state."""
 
     step: TrainingStep
     shards: ShardComputation
@@ -34,6 +35,7 @@ class Composition:
     snapshot: Snapshot
     buffers: Buffers
     comparison: Comparison
+    evaluation: Evaluation | None
 
 
 def compose(
@@ -79,6 +81,19 @@ def compose(
     snapshot = Snapshot(
         job.objective.model, job.parameters, job.optimizer, buffers, average, exchange.bounds, communicator.rank
     )
+    evaluation = None
+    if job.data.evaluation is not None:
+        evaluation = Evaluation(
+            job.objective,
+            job.data.evaluation,
+            recipe.train.eval_batch_size,
+            communicator,
+            job.layout,
+            on_failure,
+            update.evaluated_weights,
+            buffers,
+            plan.seed,
+        )
     every_steps = recipe.fault.compare_every_steps
     comparison = Comparison(communicator, nodes, job.parameters, buffers, job.optimizer, average, every_steps)
-    return Composition(step, shards, update, snapshot, buffers, comparison)
+    return Composition(step, shards, update, snapshot, buffers, comparison, evaluation)

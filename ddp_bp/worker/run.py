@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from ddp_bp._version import __version__
@@ -26,17 +25,15 @@ from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import SILENCE_SECONDS, Checkpointing
 from ddp_bp.worker.compose import compose
-from ddp_bp.worker.evaluation import Evaluation
 from ddp_bp.worker.failures import RankFailure, print_failure, together
 from ddp_bp.worker.ledger import Ledger
 from ddp_bp.worker.link import CoordinatorLink
 from ddp_bp.worker.loop import Outcome, Request, TrainingLoop
 from ddp_bp.worker.phases import PhaseClock
-from ddp_bp.worker.progress import Progress
 from ddp_bp.worker.reporter import Reporter
+from ddp_bp.worker.restore import first_state, restore
 from ddp_bp.worker.rundir import recipe_sha256
 from ddp_bp.worker.sampling import write_sample
-from ddp_bp.worker.snapshot import Snapshot
 
 WELCOME_SECONDS = 30.0
 
@@ -100,28 +97,18 @@ class _Run:
         composed = compose(communicator, job, clock, self._show_failure)
         self._evaluated_weights = composed.update.evaluated_weights
         snapshot = composed.snapshot
-        self._progress, chain = self._restore(snapshot, settings)
+        if settings.resumes:
+            self._progress, chain = restore(communicator, job, snapshot, settings.checkpoint)
+        else:
+            self._progress, chain = first_state(job)
         self._resumed_from_step = self._progress.step if settings.resumes else None
         self._ledger = Ledger(chain, communicator.size, keeps_lines=rank == 0)
         self._reporter = Reporter(link, rank, clock, self._progress, self._ledger)
-        evaluation = None
-        if job.data.evaluation is not None:
-            evaluation = Evaluation(
-                job.objective,
-                job.data.evaluation,
-                job.recipe.train.eval_batch_size,
-                communicator,
-                job.layout,
-                self._show_failure,
-                self._evaluated_weights,
-                composed.buffers,
-                job.plan.seed,
-            )
         digest = recipe_sha256(job.recipe)
         self._loop = TrainingLoop(
             job=job,
             step=composed.step,
-            evaluation=evaluation,
+            evaluation=composed.evaluation,
             comparison=composed.comparison,
             checkpointing=Checkpointing(job, snapshot, self._progress, self._ledger, communicator, link, digest),
             progress=self._progress,
@@ -142,30 +129,6 @@ class _Run:
         if outcome.stopped_by is None:
             return 0
         return 143 if outcome.stopped_by & Request.STOP_BY_SIGTERM else 130
-
-    def _restore(self, snapshot: Snapshot, settings: RunSettings) -> tuple[Progress, str]:
-        """The progress and the ledger's head to go on from, after a checkpoint's arrays have been put in place."""
-        plan, checkpoint = self._job.plan, settings.checkpoint
-        genesis = Ledger.genesis(plan.seed, plan.num_samples, plan.batch_size, plan.num_shards)
-        if not settings.resumes:
-            return Progress(), genesis
-
-        def read() -> bytes:
-            if checkpoint is None:
-                return b""
-            snapshot.check(checkpoint.model, checkpoint.optimizer)
-            return msgspec.json.encode((Progress.of(checkpoint.manifest), checkpoint.manifest.ledger_sha256))
-
-        packed = self._communicator.allgather_bytes(together(self._communicator, read))[0]
-        progress, chain = msgspec.json.decode(packed, type=tuple[Progress, str])
-        snapshot.restore(
-            checkpoint.model if checkpoint else {},
-            checkpoint.optimizer if checkpoint else {},
-            progress.updates,
-            self._communicator,
-        )
-        self._job.schedule.restore(progress.schedule, progress.step)
-        return progress, chain or genesis
 
     def _show_failure(self, error: BaseException, step: int) -> None:
         self._reporter.failure(error, print_failure(error, self._communicator.rank, step))

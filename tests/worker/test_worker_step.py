@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_is_skipped_by_all_ranks_alike_and_nothing_cha
         assert rank.failures == []
         after = rank.step.run(2)
         assert after.previous_gradient_norm is None
-        return skipped.nonfinite_shards, skipped.shard_results.tolist(), rank.parameters.data.tobytes()
+        return skipped.nonfinite_shards, skipped.shard_results, rank.parameters.data.tobytes()
 
     outcomes = run_ranks(size, run)
     assert outcomes[0][0] == (2,)
