@@ -12,7 +12,7 @@
     |   `-- GraphError            backward on a graph that cannot give it   (also a RuntimeError)
     |-- DistributedError          ranks could not work together
     |   |-- LaunchError           the ranks that started are not the job that was asked for
-    |   |-- DisagreementError     ranks differ in step, parameter layout, membership or BLAS
+    |   |-- DisagreementError     ranks differ in step, parameter layout, membership, BLAS or results
     |   |-- DeadlineError         a wait between processes passed its deadline
     |   |-- PeerLostError         a rank has died; the others can go on without it
     |   `-- RemoteError           another rank failed; that rank shows why
@@ -92,7 +92,7 @@ class LaunchError(DistributedError):
 
 
 class DisagreementError(DistributedError):
-    """Ranks differ in step, parameter layout, membership or BLAS."""
+    """Ranks differ in step, parameter layout, membership or BLAS, or in what they hold or compute."""
 
     on_every_rank = True
 

@@ -1,7 +1,8 @@
 """Comparison of what every rank holds: parameters (one copy on each node), buffers, and counters.
 
 They are the same bits everywhere, or a machine has changed some. Slices of the optimizer's state, of which there is one
-copy in all, have nothing to be compared with. Knows nothing of how they came about.
+copy in all, have nothing to be compared with. Each update sends parameters out anew, over what a node may have changed
+in its copy; so that ranks compare before it, when the gradients of all of them have been computed from their copies.
 """
 
 from __future__ import annotations
@@ -41,29 +42,27 @@ class Comparison:
         self._communicator, self._nodes, self._every_steps = communicator, nodes, every_steps
         self._parameters, self._buffers = parameters, buffers
         self._optimizer, self._average = optimizer, average
-        self._compared_at: int | None = None
 
-    def run_if_due(self, num_steps: int) -> None:
-        """`run` if it is time after `num_steps` committed steps. Collective."""
-        if self._every_steps and num_steps % self._every_steps == 0:
-            self.run(num_steps)
+    def run_if_due(self, step: int) -> None:
+        """`run`, in every so many steps, before the update of step `step`. Collective."""
+        if self._every_steps and step % self._every_steps == 0:
+            self.run(f"before the update of step {step}")
 
-    def run(self, num_steps: int) -> None:
-        """Compare what the ranks hold after `num_steps` committed steps, unless it has been. Collective.
+    def run(self, when: str) -> None:
+        """Compare what the ranks hold, `when` in words, unless the recipe says never. Collective.
 
         Raises DisagreementError on all ranks, naming those that differ from most and all digests.
         """
-        if not self._every_steps or self._communicator.size == 1 or self._compared_at == num_steps:
+        if not self._every_steps or self._communicator.size == 1:
             return
-        self._compared_at = num_steps
         own = np.array([checksum(self._parameters.data), self._buffers_digest(), self._counters()], np.uint64)
         table = np.zeros((self._communicator.size, own.size), np.uint64)
         self._communicator.allgather(own, table)
         differing = np.flatnonzero((table != table[0]).any(axis=0)).tolist()
         if differing:
-            self._accuse(num_steps, WHAT[differing[0]], table[:, differing[0]].tolist())
+            self._accuse(when, WHAT[differing[0]], table[:, differing[0]].tolist())
 
-    def _accuse(self, num_steps: int, what: str, digests: list[int]) -> None:
+    def _accuse(self, when: str, what: str, digests: list[int]) -> None:
         told = self._communicator.allgather_bytes(json.dumps(socket.gethostname()).encode())
         places = [
             f"rank {rank} (node {node}, {json.loads(host)})"
@@ -74,7 +73,7 @@ class Comparison:
         wrong = [place for place, digest in zip(places, digests, strict=True) if digest != most]
         blame = f"Most agree, but not {', '.join(wrong)}" if count > others[0][1] else "No more agree than not"
         raise DisagreementError(
-            f"after step {num_steps - 1} the ranks hold different {what}: expected the same bits on all, got {got}. "
+            f"{when} the ranks hold different {what}: expected the same bits on all, got {got}. "
             f"{blame}. A machine or the model's own code has changed them; go on from a checkpoint, without that "
             "machine if it happens again"
         )

@@ -69,10 +69,13 @@ def compose(
         clip_value=recipe.optimizer.clip_value,
         average=average,
     )
+    every_steps = recipe.fault.compare_every_steps
+    comparison = Comparison(communicator, nodes, job.parameters, buffers, job.optimizer, average, every_steps)
     step = TrainingStep(
         plan=plan,
         shards=shards,
         audit=Audit(shards, plan, communicator, recipe.fault.audit),
+        comparison=comparison,
         update=update,
         agreement=agreement,
         clock=clock,
@@ -94,6 +97,4 @@ def compose(
             buffers,
             plan.seed,
         )
-    every_steps = recipe.fault.compare_every_steps
-    comparison = Comparison(communicator, nodes, job.parameters, buffers, job.optimizer, average, every_steps)
     return Composition(step, shards, update, snapshot, buffers, comparison, evaluation)

@@ -102,7 +102,6 @@ class TrainingLoop:
             result = self._step.run(self._progress.step, self._requests())
             self._check_finite(result)
             self._commit(result)
-            self._comparison.run_if_due(self._progress.step)
             requests = Request(result.requests)
             if self._ends_epoch():
                 self._end_epoch()
@@ -110,7 +109,7 @@ class TrainingLoop:
                 answers, self._wanted_checkpoint = self._wanted_checkpoint or "", None
                 # No checkpoint of what ranks do not agree on. And the ledger's lines of these steps must be on the disk
                 # before the checkpoint that contains them.
-                self._comparison.run(self._progress.step)
+                self._comparison.run(f"at the checkpoint of step {self._progress.step}")
                 self._reporter.send("train", self._epoch(), self._scalars())
                 self._checkpointing.begin(f"step-{self._progress.step}", answers)
             self._reporter.send_if_due("train", self._epoch(), self._scalars())
@@ -126,7 +125,7 @@ class TrainingLoop:
 
     def _save(self) -> None:
         """Save the last checkpoint of this start. Collective."""
-        self._comparison.run(self._progress.step)
+        self._comparison.run(f"at the checkpoint of step {self._progress.step}")
         self._reporter.send("checkpoint", self._epoch(), self._scalars())
         self._requests()
         together(self._communicator, lambda: self._checkpointing.save_now("final", self._wanted_checkpoint or ""))

@@ -158,7 +158,8 @@ class ShardComputation:
         If the model sums over shards, the sums are those of the last `compute`, which must have been of this step.
         """
         if self._aside is None:
-            self._aside = Partial(np.zeros_like(self._partials[0].vector), self._parameters.size)
+            num_parameters, dtype = self._parameters.size, self._parameters.dtype
+            self._aside = Partial(np.zeros(num_parameters + self._buffers.size, dtype), num_parameters)
         with self._alone() if self._lockstep is None else shard_group(_KnownGroup(self._lockstep.totals)):
             result, _ = self._run_shard(step, shard, self._aside)
         return result, result.full_digest(self._aside.vector)

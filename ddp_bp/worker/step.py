@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ddp_bp.data import ShardPlan
 from ddp_bp.parallel.agreement import Agreement, Status
 from ddp_bp.worker.audit import Audit
+from ddp_bp.worker.comparison import Comparison
 from ddp_bp.worker.failures import raise_together
 from ddp_bp.worker.phases import Phase, PhaseClock
 from ddp_bp.worker.shards import ShardComputation
@@ -51,13 +52,15 @@ class TrainingStep:
         plan: ShardPlan,
         shards: ShardComputation,
         audit: Audit,
+        comparison: Comparison,
         update: Update,
         agreement: Agreement,
         clock: PhaseClock,
         on_failure: Callable[[BaseException, int], None],
     ) -> None:
         """`on_failure(error, step)` shows a rank's own error before the others stop."""
-        self._plan, self._shards, self._audit, self._update = plan, shards, audit, update
+        self._plan, self._shards, self._update = plan, shards, update
+        self._audit, self._comparison = audit, comparison
         self._agreement, self._clock, self._on_failure = agreement, clock, on_failure
 
     @property
@@ -71,8 +74,8 @@ class TrainingStep:
         Raises:
             RankFailure: on a rank whose computation raised.
             RemoteError: on the other ranks, then.
-            DisagreementError: on all ranks, if they are not at the same step with the same parameters, or an audit
-                finds that one of them computes wrongly.
+            DisagreementError: on all ranks, if they are not at the same step with the same parameters, or one of them
+                is found to compute wrongly.
         """
         self._clock.start()
         failure = self._compute(step)
@@ -85,6 +88,7 @@ class TrainingStep:
         self._clock.lap(Phase.RANK_WAIT)
         raise_together(verdict, failure, f"at step {step}")
         self._audit.compare(step)
+        self._comparison.run_if_due(step)
         if verdict.nonfinite_shards:
             self._update.skip_step()
         else:

@@ -57,6 +57,7 @@ def test_help_lists_every_command(call) -> None:
         *((name,) for name in COMMANDS),
         *(("checkpoint", name) for name in ("ls", "verify", "now")),
         *(("bench", name) for name in ("exchange", "training", "scaling")),
+        *(("ledger", name) for name in ("verify", "show")),
     ],
 )
 def test_every_command_has_help_that_says_what_it_does_and_takes(call, command: tuple[str, ...]) -> None:
@@ -77,7 +78,7 @@ def test_every_command_has_help_that_says_what_it_does_and_takes(call, command: 
     "command",
     [
         *("train", "profile", "status", "recipes", "checkpoint ls", "checkpoint verify", "checkpoint now"),
-        *("bench exchange", "bench training", "bench scaling"),
+        *("bench exchange", "bench training", "bench scaling", "ledger verify", "ledger show", "replay"),
     ],
 )
 def test_whatever_prints_a_table_also_prints_json(call, command: str) -> None:

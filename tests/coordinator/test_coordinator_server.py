@@ -138,6 +138,7 @@ def test_metrics_are_what_prometheus_reads(tmp_path: Path) -> None:
     assert samples[("ddp_bp_backward_seconds_sum", ("rank", "0"))] == pytest.approx(750e-6)
     one = {sample.name: sample.value for family in families.values() for sample in family.samples if not sample.labels}
     assert one["ddp_bp_samples_total"] == 160 and one["ddp_bp_steps_total"] == 5
+    assert one["ddp_bp_nonfinite_steps_total"] == 0
     assert one["ddp_bp_eval_accuracy"] == 0.9 and one["ddp_bp_workers_connected"] == 2
     assert one["ddp_bp_checkpoint_bytes_total"] == one["ddp_bp_checkpoint_last_bytes"] > 0
     assert one["ddp_bp_ledger_gaps_total"] == 0

@@ -203,10 +203,10 @@ def test_reports_of_rank_0_count_for_all(training: Machine) -> None:
     (record,) = training.receive(b"0", report(0, step=10))
     assert isinstance(record, e.AppendMetrics)
     assert record.record["step"] == 10 and record.record["train_loss"] == 0.5
-    assert training.receive(b"1", report(1, step=10)) == []
-    assert training.receive(b"0", report(0, step=10, num_steps=0, num_samples=0)) == []
+    assert training.receive(b"1", report(1, step=10, num_nonfinite_steps=2)) == []
+    assert training.receive(b"0", report(0, step=10, num_steps=0, num_samples=0, num_nonfinite_steps=2)) == []
     progress = training.coordinator.progress
-    assert (progress.num_steps, progress.num_samples) == (5, 160)
+    assert (progress.num_steps, progress.num_samples, progress.num_nonfinite_steps) == (5, 160, 2)
     assert sum(progress.durations[1]["backward"].counts) == 5
 
 

@@ -66,6 +66,43 @@ class Exiting(Slow):
         return super().forward(x)
 
 
+class Marked(Slow):
+    """Gives no numbers for a batch with a sample that is marked by 999 in its first column."""
+
+    def forward(self, x):
+        is_marked = self.training and bool((x.numpy()[:, 0] == 999).any())
+        return super().forward(x) * (float("nan") if is_marked else 1.0)
+
+
+def marked(input_shape, num_outputs):
+    return Marked(input_shape[0], num_outputs, 0.0)
+
+
+class Meddling(Slow):
+    """Changes a parameter in every forward pass of training on rank 1, where the others do not see it."""
+
+    def forward(self, x):
+        if self.training and os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
+            next(self.parameters())._array[0] += 0.125
+        return super().forward(x)
+
+
+def meddling(input_shape, num_outputs):
+    return Meddling(input_shape[0], num_outputs, 0.0)
+
+
+class Wrong(Slow):
+    """Computes a little wrongly on rank 1, as a faulty processor might."""
+
+    def forward(self, x):
+        is_faulty = self.training and os.environ.get("OMPI_COMM_WORLD_RANK") == "1"
+        return super().forward(x) * (1.0 + 2.0**-20 if is_faulty else 1.0)
+
+
+def wrong(input_shape, num_outputs):
+    return Wrong(input_shape[0], num_outputs, 0.0)
+
+
 def text(input_shape, num_outputs):
     """Of each character on its own, with dropout."""
     return nn.Sequential(nn.Embedding(num_outputs, 16), nn.Dropout(0.1), nn.Linear(16, num_outputs))

@@ -156,6 +156,7 @@ def build_rank(
         plan=plan,
         shards=shards,
         audit=audit,
+        comparison=comparison,
         update=update,
         agreement=agreement,
         clock=clock,
