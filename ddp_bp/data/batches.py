@@ -5,9 +5,8 @@ It joins a data set to a shard plan. It must not know about ranks, models or wha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,7 @@ from ddp_bp.data.plan import ShardPlan, digest_ids
 from ddp_bp.errors import DataError
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """The samples of one shard at one step.
 
     `ids` is int64 (n,); `inputs` (n, *input_shape), C-contiguous, float32, or int64 for text; `targets` int64 (n,) for

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ class ShardPlan:
         if not 0 <= self.seed < 2**64:
             raise DataError(f"shard plan: the seed must be in [0, 2**64), got {self.seed}")
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Number of batches in an epoch: ceil(num_samples / batch_size)."""
         return -(-self.num_samples // self.batch_size)

@@ -13,9 +13,7 @@ A stream belongs to the thread, or more exactly to the context, that opened it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,17 +48,23 @@ def manual_seed(seed: int) -> None:
     _default.set(_philox(seed, _NO_SHARD, step=0, draw=0))
 
 
-@contextmanager
-def random_stream(seed: int, step: int, shard: int) -> Iterator[None]:
-    """Within the block, a draw depends on the three integers, its stream key and its number under that key only."""
-    _check("seed", seed, _LIMIT)
-    _check("step", step, _LIMIT)
-    _check("shard", shard, _NO_SHARD)
-    token = _keyed.set(_KeyedStream(seed, step, shard))
-    try:
-        yield
-    finally:
-        _keyed.reset(token)
+class random_stream:  # noqa: N801
+    """Within a `with` block, a draw depends on the three integers, its stream key and its number under that key."""
+
+    __slots__ = ("_stream", "_token")
+    _token: Token[_KeyedStream | None]
+
+    def __init__(self, seed: int, step: int, shard: int) -> None:
+        _check("seed", seed, _LIMIT)
+        _check("step", step, _LIMIT)
+        _check("shard", shard, _NO_SHARD)
+        self._stream = _KeyedStream(seed, step, shard)
+
+    def __enter__(self) -> None:
+        self._token = _keyed.set(self._stream)
+
+    def __exit__(self, *error: object) -> None:
+        _keyed.reset(self._token)
 
 
 def generator(stream_key: int = 0) -> np.random.Generator:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ddp_bp.data.batches import Batch
-from ddp_bp.engine import Tensor, no_grad, tensor
+from ddp_bp.engine import Tensor, no_grad
 from ddp_bp.nn import Module
 from ddp_bp.nn.losses import Loss
 
@@ -60,12 +60,13 @@ class Objective:
         return float(num_samples * self._answers_per_sample) if self._is_weighted else weight
 
     def _total(self, batch: Batch) -> Total:
-        output, targets = self.model(tensor(batch.inputs)), batch.targets
+        # A batch is ours alone, so that its arrays can be used as they are.
+        output, targets = self.model(Tensor(batch.inputs)), batch.targets
         if not self._counts_correct:
-            return Total(*self._loss.total(output, tensor(targets)), 0.0)
+            return Total(*self._loss.total(output, Tensor(targets)), 0.0)
         if targets.ndim > 1:
             output, targets = output.reshape(-1, output.shape[-1]), targets.reshape(-1)
-        loss, weight = self._loss.total(output, tensor(targets))
+        loss, weight = self._loss.total(output, Tensor(targets))
         right = output.numpy().argmax(axis=-1) == targets
         if self._ignored >= 0:
             right &= targets != self._ignored

@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from ddp_bp.engine.ops.constants import zeros
 from ddp_bp.engine.ops.exponentials import logistic
+from ddp_bp.engine.ops.layout import row_blocks
 from ddp_bp.engine.ops.operation import Array, Gradients, Needs, Operation, floating
 
 _NUMBERS = "one array of numbers"
+# Elements below which a call costs more than what it does.
+_FEW = 4096
 
 
 def _neg(a: Array) -> tuple[Array, Any]:
@@ -87,7 +91,15 @@ def _sigmoid_vjp(gradient: Array, output: Array, needs: Needs) -> Gradients:  # 
 
 
 def _relu(a: Array) -> tuple[Array, Any]:
-    output = np.maximum(a, 0)
+    if a.size <= _FEW or not a.flags.forc:
+        output = np.maximum(a, 0)
+        return output, output
+    # NumPy's loop over two arrays is four times as fast as that over an array and a number.
+    output = np.empty_like(a)
+    source, target = a.ravel("K"), output.ravel("K")
+    for block in row_blocks(a.size, 1):
+        part = source[block]
+        np.maximum(part, zeros(len(part), a.dtype), out=target[block])
     return output, output
 
 
