@@ -53,6 +53,7 @@ class Batches:
         self.plan = plan
         self._augment = augment or Augment()
         self._augment.check_shape(dataset.input_shape)
+        self._varies = self._augment.is_random
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def load(self, step: int, shard: int) -> Batch:
@@ -60,12 +61,11 @@ class Batches:
         epoch, lo, hi = self.plan.shard_range(step, shard)
         # A copy, so that a batch that is kept does not keep the order of its whole epoch alive.
         ids = self._epoch_order(epoch)[lo:hi].copy()
-        inputs, targets = self.dataset.batch(ids, self._variation(step, shard, len(ids)))
+        variation = self._variation(step, shard, len(ids)) if self._varies else None
+        inputs, targets = self.dataset.batch(ids, variation)
         return Batch(ids, inputs, targets, digest_ids(ids))
 
-    def _variation(self, step: int, shard: int, num_samples: int) -> Variation | None:
-        if not self._augment.is_random:
-            return None
+    def _variation(self, step: int, shard: int, num_samples: int) -> Variation:
         words = random_words(
             num_samples * WORDS_PER_IMAGE, seed=self.plan.seed, index=step, part=shard, purpose=AUGMENT
         )

@@ -101,7 +101,9 @@ class Dataset:
         """
         rows = ids if self._rows is None else self._rows[ids]
         # Not numpy.take: it first copies all of an array that is in Fortran order, however large.
-        raw = self._inputs[rows].reshape(len(rows), *self._input_shape)
+        raw = self._inputs[rows]
+        if raw.shape[1:] != self._input_shape:
+            raw = raw.reshape(len(rows), *self._input_shape)
         if variation is not None:
             raw = variation(raw)
         targets = self._targets[rows]

@@ -118,7 +118,8 @@ class FlatParameters:
     def finish_gradient(self) -> Array:
         """The bound gradient (P,), complete: zero where a parameter received none, and copied in where it was set."""
         for parameter, view in zip(self.parameters, self._gradient_views, strict=True):
-            gradient = parameter.grad
+            leaf = parameter._node
+            gradient = leaf.grad if type(leaf) is Leaf else None
             if gradient is None:
                 view.fill(0)
             elif gradient is not view:

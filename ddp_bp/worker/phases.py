@@ -35,8 +35,7 @@ class PhaseClock:
     def __init__(self, bucket_bounds_seconds: Sequence[float]) -> None:
         """`bucket_bounds_seconds`: upper bounds of the histogram's buckets, rising; one more bucket lies above them."""
         self._bounds = np.asarray(bucket_bounds_seconds)
-        self._rows = np.zeros((_ROWS, len(Phase)))
-        self._num_rows = 0
+        self._rows: list[list[float]] = []
         self._current = [0.0] * len(Phase)
         self._began = self._last = 0.0
         self._counts = np.zeros((len(Phase), len(self._bounds) + 1), np.int64)
@@ -56,10 +55,9 @@ class PhaseClock:
     def stop(self) -> None:
         """End the step and keep its row."""
         self._current[Phase.STEP] = perf_counter() - self._began
-        if self._num_rows == _ROWS:
+        if len(self._rows) == _ROWS:
             self._fold()
-        self._rows[self._num_rows] = self._current
-        self._num_rows += 1
+        self._rows.append(self._current)
 
     def drain(self) -> Mapping[str, tuple[list[int], float]]:
         """For each phase by its small name: counts per bucket and the sum in seconds, since the last drain."""
@@ -70,9 +68,9 @@ class PhaseClock:
         return result
 
     def _fold(self) -> None:
-        rows = self._rows[: self._num_rows]
+        rows = np.array(self._rows).reshape(-1, len(Phase))
         for phase in Phase:
             buckets = np.searchsorted(self._bounds, rows[:, phase])
             self._counts[phase] += np.bincount(buckets, minlength=len(self._bounds) + 1)
         self._sums += rows.sum(axis=0)
-        self._num_rows = 0
+        self._rows.clear()
