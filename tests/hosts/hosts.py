@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 NETWORK = "10.77.0"
+_PASSED_ON = ("PYTHONPATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 NEEDED = ("ip", "tc", "unshare", "ssh", "ssh-keygen", "/usr/sbin/sshd")
 
 
@@ -70,10 +71,12 @@ class Hosts:
             *(
                 "--prtemca",
                 "plm_ssh_args",
-                f"-i {self._key} -F /dev/null -o StrictHostKeyChecking=no -o LogLevel=ERROR",
+                " ".join(self._ssh_options()),
             ),
             *("--mca", "btl_tcp_if_include", f"{NETWORK}.0/24", "--prtemca", "prte_if_include", f"{NETWORK}.0/24"),
-            *("-x", "PYTHONPATH", sys.executable, *map(str, arguments)),
+            # As on one host: ranks compute with the same kernels, and find the same modules.
+            *(option for name in _PASSED_ON if name in os.environ for option in ("-x", name)),
+            *(sys.executable, *map(str, arguments)),
         ]
         environment = {**os.environ, "TMPDIR": str(self._temporary(self.names[0]))}
         process = subprocess.Popen(
@@ -118,7 +121,8 @@ class Hosts:
                 time.sleep(0.05)
 
     def _ssh_options(self) -> list[str]:
-        return ["-i", str(self._key), "-F", "/dev/null", "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR"]
+        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
+        return ["-i", str(self._key), "-F", "/dev/null", *(word for option in options for word in ("-o", option))]
 
     def _start_sshd(self, name: str) -> None:
         config = self._folder / f"sshd-{name}"

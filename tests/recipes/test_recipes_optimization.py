@@ -142,6 +142,10 @@ def test_keys_of_another_choice_and_all_other_conflicts_are_reported_at_once() -
         ),
         ({"optimizer": {"betas": [0.9, 1]}}, "optimizer.betas: expected a number < 1 at [1], got [0.9, 1]"),
         ({"sample": {"prompt": "x"}}, "sample.characters: a sample needs it"),
+        (
+            {"fault": {"audit": 0.5}, "blas": {"allow_mixed": True}},
+            "fault.audit: with blas.allow_mixed ranks compute different bits, which is no fault of theirs",
+        ),
         ({"sample": {"characters": 3, "prompt": ""}}, "sample.prompt: expected a string of length >= 1, got ''"),
     ],
 )  # fmt: skip
