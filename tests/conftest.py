@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -20,8 +21,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(autouse=True)
-def nothing_of_open_mpi_stays(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Open MPI cannot tidy up after processes that a test killed, so the test does."""
+def nothing_of_mpi_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """An MPI cannot tidy up after processes that a test killed, so the test does."""
     if request.node.get_closest_marker("mpi") is None:
         yield
         return
@@ -78,7 +79,22 @@ def start_command() -> Iterator[Callable[..., subprocess.Popen[str]]]:
                 stream.close()
 
 
+@pytest.fixture
+def other_pythons(request: pytest.FixtureRequest) -> list[Path]:
+    """Interpreters of environments with another MPI, in which jobs must have the same bits."""
+    pythons: list[Path] = request.config.getoption("--other-python")
+    return pythons
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--other-python",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PYTHON",
+        help="an interpreter whose environment has another MPI: jobs of both must have the same bits",
+    )
     parser.addoption("--strict-no-skip", action="store_true", help="fail if any test is skipped, as CI does")
 
 

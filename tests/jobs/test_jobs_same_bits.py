@@ -6,10 +6,11 @@ import json
 import os
 import random
 import signal
+import sys
 from pathlib import Path
 
 import pytest
-from support import ddp_bp, leftovers, processes_of, run_to_end, summary_of, wait_for_step, wait_until
+from support import ddp_bp, leftovers, mpi_name, processes_of, run_to_end, summary_of, wait_for_step, wait_until
 
 pytestmark = pytest.mark.mpi
 
@@ -58,6 +59,23 @@ def test_digits_has_one_hash_on_1_2_3_and_4_workers_and_97_percent(run_ddp_bp, t
     for summary in summaries[1:]:
         assert_same(summary, summaries[0])
     assert summaries[0]["eval_accuracy"] >= 0.97
+
+
+@pytest.mark.parametrize(("num_shards", "sizes"), [(8, (1, 2, 3, 4, 7)), (7, (1, 2))])
+def test_any_number_of_workers_has_the_same_bits_for_any_number_of_shards_under_every_mpi(
+    tmp_path: Path, other_pythons: list[Path], num_shards: int, sizes: tuple[int, ...]
+) -> None:
+    """Ranks with unequal runs of shards; and the MPI of another environment, if one is named."""
+    jobs = [(Path(sys.executable), size) for size in sizes] + [(python, sizes[-1]) for python in other_pythons]
+    summaries = []
+    for number, (python, size) in enumerate(jobs):
+        train = [python, "-m", "ddp_bp", "train", "digits", "-n", size, "--run-dir", tmp_path / str(number), "--json"]
+        result = run_to_end([*train, "--set", "train.epochs=1", "--set", f"train.shards={num_shards}"], 90)
+        assert result.returncode == 0, result.stderr
+        summaries.append(json.loads(result.stdout))
+    assert [summary["world_size"] for summary in summaries] == [size for _, size in jobs]
+    for summary in summaries[1:]:
+        assert_same(summary, summaries[0])
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -122,7 +140,7 @@ def test_a_launcher_of_the_users_own_is_the_same_job(
     result = mpirun(2, ["-m", "ddp_bp", "worker", slow_recipe, "--run-dir", run_dir])
     assert result.returncode == 0, result.stderr
     assert "coordinator http://" in result.stdout
-    assert "2 ranks, Open MPI" in result.stdout
+    assert f"2 ranks, {mpi_name()}" in result.stdout
     assert "epoch 3/3" in result.stdout
     assert_same(summary_of(run_dir), undisturbed)
     assert processes_of(run_dir) == []
