@@ -8,6 +8,7 @@ update.py     the sum and an Adam step in one pass, by the bytes that it must mo
 models.py     networks and made-up data for whole steps
 torch_peer.py PyTorch's process group and DistributedDataParallel; the only module that imports PyTorch
 training.py   `ddp-bp bench training`: whole steps beside PyTorch's
+memory.py     `ddp-bp bench memory`: weights, gradients and state on a node, beside PyTorch's
 scaling.py    `ddp-bp bench scaling`: throughput on 1 to n ranks, memory and page faults
 
 Nothing else knows this room but the command line. It measures the objects that training uses, and changes none of them.

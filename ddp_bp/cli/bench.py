@@ -12,11 +12,12 @@ import click
 
 from ddp_bp.bench.exchange import ExchangeReport, measure_exchange
 from ddp_bp.bench.machine import last_level_cache_bytes
+from ddp_bp.bench.memory import MemoryReport, measure_memory
 from ddp_bp.bench.models import MODELS
 from ddp_bp.bench.scaling import ScalingReport, measure_scaling
 from ddp_bp.bench.training import TrainingReport, measure_training
 from ddp_bp.cli import options
-from ddp_bp.cli.bench_output import show_exchange, show_scaling, show_training
+from ddp_bp.cli.bench_output import show_exchange, show_memory, show_scaling, show_training
 from ddp_bp.cli.environment import launched_ranks
 from ddp_bp.cli.kernels import settle_kernels
 from ddp_bp.cli.measurement import Answer, Measurement, result_option, run_measurement
@@ -87,7 +88,7 @@ def _repeats_option(default: int, what: str) -> Callable[[Function], Function]:
 
 @click.group()
 def bench() -> None:
-    """Measure exchange, training steps and scaling, beside MPI and PyTorch.
+    """Measure exchange, training steps, memory and scaling, beside MPI and PyTorch.
 
     What is compared takes turns within one run, each turn after a barrier and as long as its slowest rank; times are
     medians, ratios are medians of the ratios turn by turn. PyTorch is compared with where all ranks have it. Leave the
@@ -205,6 +206,35 @@ def scaling(
 
     show = partial(show_scaling, as_json=as_json)
     return _run("scaling", arguments, measure, ScalingReport, show, num_workers, binds, result)
+
+
+@bench.command()
+@_workers_option
+@click.option(
+    "--parameters",
+    "num_parameters",
+    type=click.IntRange(min=8),
+    default=20_000_000,
+    show_default=True,
+    help="About how many parameters the network has.",
+)
+@options.bind_option
+@options.json_option
+@result_option
+def memory(num_workers: int | None, num_parameters: int, binds: bool, as_json: bool, result: Path | None) -> int:
+    """Memory of weights, gradients and state on a node, beside PyTorch DDP.
+
+    A network under Adam is trained for a few steps by ours and then by DistributedDataParallel over gloo, in the same
+    processes. Counted is the memory of all processes of a node, a page that several share once (PSS), less what they
+    took before the model was built: interpreter and libraries.
+    """
+
+    def measure(communicator: Communicator) -> MemoryReport:
+        return measure_memory(communicator, num_parameters)
+
+    show = partial(show_memory, as_json=as_json)
+    arguments = ["--parameters", str(num_parameters)]
+    return _run("memory", arguments, measure, MemoryReport, show, num_workers, binds, result)
 
 
 def _run(

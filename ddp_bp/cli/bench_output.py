@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from ddp_bp.bench.exchange import OURS, ExchangeReport
+from ddp_bp.bench.memory import OURS as OUR_MEMORY
+from ddp_bp.bench.memory import MemoryReport
 from ddp_bp.bench.scaling import ScalingReport
 from ddp_bp.bench.training import TrainingReport
 from ddp_bp.cli.output import count_text, print_json, print_table, size_text
@@ -88,6 +90,27 @@ def show_scaling(report: ScalingReport, *, as_json: bool) -> None:
     ]
     columns = ("model", "", "ranks", "ms a step", "samples/s", "efficiency", "memory a node", "faults a step")
     print_table(columns, rows)
+
+
+def show_memory(report: MemoryReport, *, as_json: bool) -> None:
+    """Print what `bench memory` found out."""
+    if as_json:
+        print_json(msgspec.to_builtins(report))
+        return
+    nodes = "" if report.num_nodes == 1 else f" on {report.num_nodes} nodes"
+    print(f"{_ranks(report.world_size)}{nodes}; {_peers(report.mpi, report.torch)}")
+    print(f"{count_text(report.num_parameters)} parameters under Adam: {report.description}\n")
+    rows = [
+        (
+            result.name,
+            size_text(result.node_bytes),
+            f"{result.bytes_per_parameter:.1f}",
+            None if result.name == OUR_MEMORY or report.ratio is None else f"{report.ratio:.3f}",
+            size_text(result.before_bytes),
+        )
+        for result in report.results
+    ]
+    print_table(("trained by", "memory a node", "bytes a parameter", f"{OUR_MEMORY} / it", "before the model"), rows)
 
 
 def binary_size_text(num_bytes: int) -> str:

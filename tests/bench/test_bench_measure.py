@@ -11,11 +11,12 @@ from ddp_bp.bench import models as models_module
 from ddp_bp.bench import scaling as scaling_module
 from ddp_bp.bench import training as training_module
 from ddp_bp.bench.exchange import measure_exchange
+from ddp_bp.bench.memory import measure_memory, model_of
 from ddp_bp.bench.models import BenchModel, OurTraining, made_up_samples
 from ddp_bp.bench.scaling import Turns, measure_scaling
 from ddp_bp.bench.summing import MpiAllreduce, OurExchange
 from ddp_bp.bench.torch_peer import torch_peer
-from ddp_bp.bench.training import measure_training
+from ddp_bp.bench.training import measure_training, num_parameters
 from ddp_bp.bench.update import build_update
 from ddp_bp.errors import DistributedError, RemoteError
 from ddp_bp.parallel.nodes import Nodes, find_nodes
@@ -154,6 +155,21 @@ def test_a_report_of_training_without_pytorch_is_ours_alone(small_models) -> Non
     assert model.num_parameters == 6 * 5 + 5 + 5 * 3 + 3
     assert model.ddp is None
     assert model.seconds_per_step > 0
+
+
+def test_a_report_of_memory_without_pytorch_is_ours_alone() -> None:
+    [report, other] = run_ranks(2, lambda c: measure_memory(c, 50_000))
+    assert report.num_parameters == other.num_parameters == 4 * (111 * 111 + 111)
+    assert (report.world_size, report.num_nodes, report.torch, report.ratio) == (2, 1, None, None)
+    [result] = report.results
+    assert result.name == "ddp_bp"
+    assert result.before_bytes > 0
+
+
+@pytest.mark.parametrize("count", [8, 1000, 10**6, 10**8])
+def test_a_network_has_about_as_many_parameters_as_asked_for(count: int) -> None:
+    model = model_of(count)
+    assert abs(num_parameters(model) - count) <= 4 * model.widths[0] + 4
 
 
 @pytest.mark.parity

@@ -8,6 +8,7 @@ import click
 import pytest
 
 from ddp_bp.bench.exchange import Contender, ExchangeReport, SizeResult, UpdateResult
+from ddp_bp.bench.memory import MemoryReport, MemoryResult
 from ddp_bp.bench.scaling import ModelScaling, RanksResult, ScalingReport
 from ddp_bp.bench.training import DdpResult, ModelResult, TrainingReport
 from ddp_bp.cli.bench import byte_size, model_names, vector_sizes
@@ -15,6 +16,7 @@ from ddp_bp.cli.bench_output import (
     binary_size_text,
     short_time_text,
     show_exchange,
+    show_memory,
     show_scaling,
     show_training,
 )
@@ -74,6 +76,16 @@ TRAINING = TrainingReport(
     "2.0",
     [ModelResult("tiny", "4-3, batch 2 a rank", 15, 1.5e-3, DdpResult(25, 4.5e-3, 3.0))],
 )
+MEMORY = MemoryReport(
+    4,
+    1,
+    "Some MPI",
+    "2.0",
+    "5-5, batch 4 a rank",
+    30_000_000,
+    [MemoryResult("ddp_bp", 840_000_000, 28.0, 10**9), MemoryResult("PyTorch DDP", 1_920_000_000, 64.0, 10**9)],
+    0.4375,
+)
 SCALING = ScalingReport(
     1,
     1,
@@ -125,8 +137,19 @@ def test_the_table_of_scaling(capsys: pytest.CaptureFixture[str]) -> None:
     assert cells(lines[3]) == ["tiny", "4-3, batch 2 a rank", "1", "1", "2 k", "1.000", "100.0 MB", "0.25"]
 
 
+def test_the_table_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    show_memory(MEMORY, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["4 ranks; Some MPI; PyTorch 2.0", "30 M parameters under Adam: 5-5, batch 4 a rank"]
+    columns = ["trained by", "memory a node", "bytes a parameter", "ddp_bp / it", "before the model"]
+    assert cells(lines[3]) == columns
+    assert cells(lines[4]) == ["ddp_bp", "840.0 MB", "28.0", "-", "1.0 GB"]
+    assert cells(lines[5]) == ["PyTorch DDP", "1.9 GB", "64.0", "0.438", "1.0 GB"]
+
+
 @pytest.mark.parametrize(
-    ("show", "report"), [(show_exchange, EXCHANGE), (show_training, TRAINING), (show_scaling, SCALING)]
+    ("show", "report"),
+    [(show_exchange, EXCHANGE), (show_training, TRAINING), (show_memory, MEMORY), (show_scaling, SCALING)],
 )
 def test_json_has_all_that_was_found_out(capsys: pytest.CaptureFixture[str], show, report) -> None:
     show(report, as_json=True)

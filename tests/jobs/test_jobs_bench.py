@@ -66,6 +66,18 @@ def test_training_without_pytorch_says_so(run_ddp_bp, without_torch: dict[str, s
     assert "PyTorch is not installed on all ranks: ours alone" in result.stdout
 
 
+@pytest.mark.parity
+def test_four_ranks_take_less_than_half_of_the_memory_of_ddp(run_ddp_bp) -> None:
+    """Four gradients, weights and two averages a node are 28 bytes a parameter; DDP's 16 a rank 64, and more."""
+    result = run_ddp_bp("bench", "memory", "-n", 4, "--parameters", 10_000_000, "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    ours, theirs = report["results"]
+    assert ours["bytes_per_parameter"] == pytest.approx(28, abs=4)
+    assert theirs["bytes_per_parameter"] > 60
+    assert report["ratio"] <= 0.5
+
+
 def test_scaling_under_a_launcher_of_the_users_own(mpirun) -> None:
     result = mpirun(3, ["-m", "ddp_bp", *SCALING, "--json"])
     assert result.returncode == 0, result.stderr
