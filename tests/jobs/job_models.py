@@ -88,7 +88,7 @@ class Meddling(Slow):
     """Changes a parameter in every forward pass of training on rank 1, where the others do not see it."""
 
     def forward(self, x):
-        if self.training and os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
+        if self.training and launched_rank() == 1:
             next(self.parameters())._array[0] += 0.125
         return super().forward(x)
 
@@ -101,7 +101,7 @@ class Wrong(Slow):
     """Computes a little wrongly on rank 1, as a faulty processor might."""
 
     def forward(self, x):
-        is_faulty = self.training and os.environ.get("OMPI_COMM_WORLD_RANK") == "1"
+        is_faulty = self.training and launched_rank() == 1
         return super().forward(x) * (1.0 + 2.0**-20 if is_faulty else 1.0)
 
 
