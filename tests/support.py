@@ -172,8 +172,10 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
 
 
 def leftovers() -> set[Path]:
-    """Shared memory, session folders and topologies of MPI on this machine whose processes are gone."""
-    folders = {path for path in Path(tempfile.gettempdir()).glob("ompi.*") if not _is_alive(path.suffix[1:])}
+    """Shared memory, session folders and topologies of MPI whose processes are gone; folders of jobs."""
+    temporary = Path(tempfile.gettempdir())
+    folders = {path for path in temporary.glob("ompi.*") if not _is_alive(path.suffix[1:])}
+    folders |= set(temporary.glob("ddp-bp-job-*"))
     segments = {*Path("/dev/shm").glob("sm_segment.*"), *Path("/dev/shm").glob("mpich_shm_*")}
     topologies = set(Path("/tmp").glob("hydra_hwloc_xmlfile_*"))
     if segments:
@@ -184,6 +186,14 @@ def leftovers() -> set[Path]:
         environments = _environments()
         topologies = {path for path in topologies if str(path).encode() not in environments}
     return folders | segments | topologies
+
+
+def shared_memory(pid: int) -> set[Path]:
+    """The files with which an MPI process talks to others of its node."""
+    names = {
+        line.split(maxsplit=5)[5] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "sm_seg" in line
+    }
+    return {Path(name.removesuffix(" (deleted)")) for name in names}
 
 
 def _is_alive(pid: str) -> bool:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import click
 
 from ddp_bp.cli import options
+from ddp_bp.cli.job_folder import clear_job
 from ddp_bp.cli.prepare import check_ports
 from ddp_bp.coordinator.config import CoordinatorConfig
 from ddp_bp.coordinator.server import run
 from ddp_bp.recipes import load_recipe
-from ddp_bp.recipes.schema import identity
+from ddp_bp.recipes.schema import start_id
 from ddp_bp.worker.rundir import RunDirectory, describe_environment
+
+RANKS_END_SECONDS = 3.0
+"""How long ranks may take to notice by themselves that their launcher was killed."""
 
 
 @click.command()
@@ -25,6 +30,10 @@ from ddp_bp.worker.rundir import RunDirectory, describe_environment
     "--total-steps", type=click.IntRange(min=0), help="Steps until the end of training, for the progress shown."
 )
 @click.option("--parent-fd", type=click.IntRange(min=0), hidden=True, help="A pipe at whose end of file it ends.")
+@options.num_restarts_option
+@click.option(
+    "--job-folder", type=click.Path(path_type=Path), hidden=True, help="What to clear away if its parent is killed."
+)
 def coordinator(
     recipe: str,
     num_workers: int,
@@ -32,6 +41,8 @@ def coordinator(
     run_dir: Path,
     total_steps: int | None,
     parent_fd: int | None,
+    num_restarts: int,
+    job_folder: Path | None,
 ) -> int:
     """Coordinate one job of RECIPE on N workers, which are started elsewhere.
 
@@ -48,10 +59,11 @@ def coordinator(
         # Its workers come later, and must find the run directory of their recipe.
         run_directory.create(resolved, describe_environment())
     section, checkpoint = resolved.coordinator, resolved.checkpoint
-    return run(
+    parent = os.getppid()
+    code = run(
         CoordinatorConfig(
             run_dir=run_dir,
-            run_id=identity(resolved),
+            run_id=start_id(resolved, num_restarts),
             recipe_name=recipe,
             world_size=num_workers,
             total_steps=total_steps,
@@ -63,5 +75,9 @@ def coordinator(
             keep=checkpoint.keep,
             keep_best=checkpoint.keep_best,
             parent_fd=parent_fd,
+            num_restarts=num_restarts,
         )
     )
+    if job_folder is not None and os.getppid() != parent:
+        clear_job(job_folder, RANKS_END_SECONDS)
+    return code

@@ -6,6 +6,7 @@ It must be importable before NumPy is, because a BLAS library reads its settings
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -19,6 +20,12 @@ _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # The kernels that OpenBLAS is to take, whatever it would choose; and why, where it was a process of ours that set it.
 _KERNELS = "OPENBLAS_CORETYPE"
 _KERNELS_REASON = "DDP_BP_KERNELS_REASON"
+
+# Folders of Open MPI that have the number of the launcher's process in their name, and so are not shared.
+_SESSION_FOLDER = re.compile(r"ompi\.\d+|prte(run)?\.[^/]+\.\d+\.\d+")
+
+# The temporary folder of the job that a process belongs to, by which what is left of a job is found.
+_JOB = "DDP_BP_JOB"
 
 # Launchers tell their processes how many there are and which one each is. The first pair that is set counts: mpirun of
 # Open MPI, Hydra (MPICH, Intel MPI), and srun, in whose steps either of the others may run.
@@ -82,6 +89,17 @@ def deaths_are_reported(environment: MutableMapping[str, str] = os.environ) -> b
     return environment.get(_DEATHS_REPORTED, "0").lower() in ("1", "true", "yes", "enabled")
 
 
+def job_marker(folder: Path) -> bytes:
+    """What the environment of each process of a job on this machine holds, given the job's temporary folder."""
+    return f"{_JOB}={folder}".encode()
+
+
+def session_folder(environment: MutableMapping[str, str] = os.environ) -> Path | None:
+    """Where Open MPI keeps the files of this rank's job on this machine, if that is a folder of this job alone."""
+    folder = Path(environment.get("PMIX_SERVER_TMPDIR", ""))
+    return folder if folder.is_absolute() and _SESSION_FOLDER.fullmatch(folder.name) else None
+
+
 def user_cache(environment: MutableMapping[str, str] = os.environ) -> Path | None:
     """The folder for what can be had again, such as downloaded data sets; None for a user without a home.
 
@@ -94,6 +112,11 @@ def user_cache(environment: MutableMapping[str, str] = os.environ) -> Path | Non
         return Path.home() / ".cache" / "ddp_bp"
     except RuntimeError:
         return None
+
+
+def job_environment(folder: Path) -> dict[str, str]:
+    """The environment for processes of a job whose temporary folder this is."""
+    return child_environment(TMPDIR=str(folder), **{_JOB: str(folder)})
 
 
 def child_environment(**more: str) -> dict[str, str]:

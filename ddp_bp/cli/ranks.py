@@ -6,21 +6,29 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from ddp_bp.cli.environment import deaths_are_reported, launched_ranks
-from ddp_bp.errors import DdpError, LaunchError, RemoteError
+from ddp_bp.cli.environment import deaths_are_reported, launched_ranks, session_folder
+from ddp_bp.cli.lifeline import end_with_launcher
+from ddp_bp.errors import DdpError, LaunchError, PeerLostError, RemoteError
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.mpi import open_communicator
 from ddp_bp.parallel.single import SingleCommunicator
 from ddp_bp.worker.failures import RankFailure
 
 
-def run_as_rank(world_size: int | None, work: Callable[[Communicator], int], *, supervised: bool) -> int:
+def run_as_rank(
+    world_size: int | None,
+    work: Callable[[Communicator], int],
+    *,
+    supervised: bool,
+    report: Callable[[int], None] = lambda _: None,
+) -> int:
     """Do `work`, which gives an exit code, as one rank of the job that a launcher started; without one, as the only.
 
     Args:
         world_size: refuse to run unless there are this many ranks.
         work: on an error it raises on all ranks, as `together` does; one that only this rank meets ends the job.
         supervised: whether the process that started the launcher finds out by itself how the job ended.
+        report: is told the exit code if it is for a reason of our own: not if another rank was lost.
 
     Returns:
         The exit code of this process.
@@ -29,6 +37,8 @@ def run_as_rank(world_size: int | None, work: Callable[[Communicator], int], *, 
         LaunchError: there are not `world_size` ranks.
     """
     launched = launched_ranks()
+    if launched is not None:
+        end_with_launcher(session_folder())
     try:
         communicator = _open(launched, world_size)
     except LaunchError as error:
@@ -36,7 +46,9 @@ def run_as_rank(world_size: int | None, work: Callable[[Communicator], int], *, 
         if launched is None or launched[1] == 0:
             raise
         return error.exit_code
-    code, agreed = _outcome(communicator, work)
+    code, agreed, is_loss = _outcome(communicator, work)
+    if not is_loss:
+        report(code)
     if not agreed and communicator.size > 1:
         # The other ranks do not know, and may be waiting for this one.
         communicator.abort(code)
@@ -46,21 +58,28 @@ def run_as_rank(world_size: int | None, work: Callable[[Communicator], int], *, 
     return 0 if supervised and agreed else code
 
 
-def _outcome(communicator: Communicator, work: Callable[[Communicator], int]) -> tuple[int, bool]:
-    """The exit code of the job, and whether all ranks know of it. Shows the error if that is for this rank to do."""
+def _outcome(communicator: Communicator, work: Callable[[Communicator], int]) -> tuple[int, bool, bool]:
+    """The exit code of the job, whether all ranks know of it, and whether it is for the loss of another rank.
+
+    Shows the error if that is for this rank to do.
+    """
     try:
-        return work(communicator), True
+        return work(communicator), True, False
     except RemoteError as error:
-        return error.exit_code, True
+        return error.exit_code, True, False
     except RankFailure as failure:
         if not failure.shown:
             _show(failure.error)
-        return failure.exit_code, True
+        return failure.exit_code, True, False
     except (Exception, SystemExit, KeyboardInterrupt) as error:
+        if isinstance(error, PeerLostError) or type(error).__module__.startswith("mpi4py"):
+            # MPI itself fails only if another rank or the way to it is gone.
+            print(f"ddp-bp: rank {communicator.rank} lost another rank: {error}", file=sys.stderr, flush=True)
+            return 1, False, True
         agreed = isinstance(error, DdpError) and error.on_every_rank
         if not agreed or communicator.rank == 0:
             _show(error)
-        return getattr(error, "exit_code", 1), agreed
+        return getattr(error, "exit_code", 1), agreed, False
 
 
 def _open(launched: tuple[int, int] | None, world_size: int | None) -> Communicator:

@@ -1,25 +1,33 @@
-"""What SIGINT and SIGTERM mean to a command that has started processes: it is told, and ends them itself."""
+"""What signals mean to a command that has started processes: it is told, and ends them itself."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-STOP_EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
+from ddp_bp.worker.signals import STOP_EXIT_CODES
+
+__all__ = ["STOP_EXIT_CODES", "ends_at_once", "stop_signals"]
+
+
+def ends_at_once(asked: Sequence[str]) -> bool:
+    """Whether whoever sent these signals does not want to wait: SIGINT or SIGTERM twice. SIGUSR1 only announces."""
+    return sum(name != "SIGUSR1" for name in asked) > 1
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[str]]:
-    """While inside, the names of the SIGINT and SIGTERM that arrived, in order."""
+    """While inside, the names of the signals to stop that arrived, in order: SIGINT, SIGTERM, SIGUSR1."""
     asked: list[str] = []
 
     def handle(number: int, _: FrameType | None) -> None:
         asked.append(signal.Signals(number).name)
 
-    before: dict[int, Any] = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    numbers = map(signal.Signals.__getitem__, STOP_EXIT_CODES)
+    before: dict[int, Any] = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield asked
     finally:

@@ -5,35 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import signal
-import subprocess
 import sys
-import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import click
 
+from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli import options
+from ddp_bp.cli.attempt import JobStart, run_attempt
 from ddp_bp.cli.kernels import Kernels, settle_kernels
+from ddp_bp.cli.launcher import find_launcher, recovers_in_place, recovery_line
 from ddp_bp.cli.output import print_json
 from ddp_bp.cli.prepare import Prepared, prepare, warn
-from ddp_bp.cli.processes import (
-    CoordinatorProcess,
-    end_process_group,
-    mpirun_command,
-    start_coordinator,
-    start_mpirun,
-)
 from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
+from ddp_bp.cli.supervise import Attempt, Ending, Restarts
 from ddp_bp.cli.view import TrainingView, shown_command, summary_table
-from ddp_bp.coordinator.client import CoordinatorAddress, ToolClient, read_address
-from ddp_bp.errors import DdpError
+from ddp_bp.errors import CheckpointError
 from ddp_bp.worker.rundir import SUMMARY_FILE
 
-POLL_SECONDS = 0.2
-COORDINATOR_END_SECONDS = 60.0
+POLL_SECONDS = 0.1
 
 
 @click.command()
@@ -44,6 +36,12 @@ COORDINATOR_END_SECONDS = 60.0
 @options.resume_option
 @options.bind_option
 @click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    help="How often in a row all ranks are started again from the same checkpoint after one has died; 0: never. "
+    "[default: fault.max_restarts]",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout, and the progress on stderr."
 )
 def train(
@@ -53,6 +51,7 @@ def train(
     run_dir: Path | None,
     resume: str,
     binds: bool,
+    max_restarts: int | None,
     as_json: bool,
 ) -> int:
     """Train RECIPE, a packaged name (see `ddp-bp recipes`) or the path of a .toml file, on N workers.
@@ -60,6 +59,8 @@ def train(
     Everything is checked before a process is started. Ctrl-C once saves a checkpoint and ends; the same command with
     --run-dir goes on from there, with any number of workers, and ends with the same weights to the bit.
     """
+    if max_restarts is not None:
+        overrides = (*overrides, f"fault.max_restarts={max_restarts}")
     kernels = settle_kernels(recipe, overrides, run_dir, resume)
     kernels.check()
     run_dir = run_dir or options.default_run_dir(recipe)
@@ -95,133 +96,93 @@ class _Invocation:
         """The command that goes on with the run, to be pasted into a shell."""
         beside = Path(sys.executable).parent / "ddp-bp"
         is_on_path = shutil.which("ddp-bp") is not None or not beside.exists()
-        command = ["ddp-bp" if is_on_path else str(beside), "train", self.recipe]
-        command += ["-n", str(self.num_workers), *self.set_options(), "--run-dir", str(run_dir), *self.bind_options()]
-        return shown_command(command)
-
-    def set_options(self) -> list[str]:
-        return [argument for override in self.overrides for argument in ("--set", override)]
-
-    def bind_options(self) -> list[str]:
-        return [] if self.binds else ["--no-bind"]
+        command = ["ddp-bp" if is_on_path else str(beside), "train", self.recipe, "-n", str(self.num_workers)]
+        command += [argument for override in self.overrides for argument in ("--set", override)]
+        return shown_command([*command, "--run-dir", str(run_dir), *([] if self.binds else ["--no-bind"])])
 
 
 def _run(prepared: Prepared, asked_for: _Invocation, kernels: Kernels, view: TrainingView) -> int:
-    run_dir, num_workers = prepared.run.path, asked_for.num_workers
-    resume = str(prepared.checkpoint.path) if prepared.checkpoint else "never"
-    arguments = ["worker", asked_for.recipe, "--run-dir", str(run_dir), "--resume", resume, *asked_for.set_options()]
-    arguments += asked_for.bind_options()
-    mpirun = mpirun_command(num_workers, [], kernels.asked_for)
-    prepared.run.create(prepared.recipe, prepared.environment(mpirun=mpirun, kernels_chosen_by=kernels.why))
+    run_dir, fault, launcher = prepared.run.path, prepared.recipe.fault, find_launcher()
+    start = JobStart(
+        recipe=asked_for.recipe,
+        overrides=asked_for.overrides,
+        num_workers=asked_for.num_workers,
+        binds=asked_for.binds,
+        run_dir=run_dir,
+        total_steps=prepared.job.total_steps,
+        grace_seconds=fault.grace_seconds,
+        launcher=launcher,
+        kernels=kernels.asked_for,
+        in_place=recovers_in_place(launcher, fault),
+    )
+    prepared.run.create(prepared.recipe, prepared.environment(mpirun=start.mpirun([]), kernels_chosen_by=kernels.why))
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
     view.say(prepared.job.data.description)
     view.say(kernels.line())
     if kernels.warning:
         warn(kernels.warning)
+    due = prepared.recipe.checkpoint
+    view.say(recovery_line(launcher, fault, has_checkpoints=bool(due.every_steps or due.every_seconds)))
     if prepared.checkpoint is not None:
         view.say(f"going on from step {prepared.checkpoint.manifest.step}: {prepared.checkpoint.path}")
     with stop_signals() as asked:
-        coordinator = start_coordinator(
-            asked_for.recipe, asked_for.overrides, num_workers, run_dir, prepared.job.total_steps
-        )
-        try:
-            address = read_address(run_dir)
-            command = mpirun_command(
-                num_workers,
-                [*arguments, "--coordinator", address.address, "--world-size", str(num_workers), "--supervised"],
-                kernels.asked_for,
-            )
-            view.say(f"coordinator {address.url} (live page, /metrics, /api/status)")
-            view.say(shown_command(command))
-            ended_well = _watch(start_mpirun(command), coordinator, address, asked, view)
-        finally:
-            coordinator.release()
-    return _conclude(prepared, ended_well, asked, asked_for, view)
+        attempt = _train(start, prepared, asked, view)
+    return _conclude(prepared, attempt, asked, asked_for, view)
 
 
-def _watch(
-    mpirun: subprocess.Popen[bytes],
-    coordinator: CoordinatorProcess,
-    address: CoordinatorAddress,
-    asked: list[str],
-    view: TrainingView,
-) -> bool:
-    """Show the job until mpirun has ended; whether the coordinator says that it ended in good order."""
-    forwarding = [_forward(stream, view, name) for name, stream in (("out", mpirun.stdout), ("err", mpirun.stderr))]
-    told = 0
-    try:
-        with view.live():
-            while mpirun.poll() is None:
-                if len(asked) > told:
-                    told = len(asked)
-                    if told > 1:
-                        view.say("ending at once")
-                        break
-                    view.say(f"{asked[0]}: saving a checkpoint, then ending; once more ends at once")
-                    _tell_to_stop(address, asked[0], view)
-                if (coordinator.process.poll() or 0) < 0:
-                    number = -coordinator.process.returncode
-                    view.complain(
-                        f"ddp-bp: the coordinator was killed by {signal.Signals(number).name}; ending the job"
-                    )
-                    break
-                view.refresh(address.url)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    mpirun.wait(POLL_SECONDS)
-            view.refresh(address.url)
-            if told < 2 and (mpirun.poll() or 0) < 0:
-                view.complain(f"ddp-bp: mpirun was killed by {signal.Signals(-mpirun.returncode).name}")
-    finally:
-        end_process_group(mpirun)
-        for thread in forwarding:
-            thread.join(2.0)
-        coordinator.release()
-    code = coordinator.wait(COORDINATOR_END_SECONDS)
-    if mpirun.returncode != 0 and code == 0 and told <= 1:
-        view.say(f"mpirun ended with exit code {mpirun.returncode}, after every rank had finished")
-    return code == 0
+def _train(start: JobStart, prepared: Prepared, asked: list[str], view: TrainingView) -> Attempt:
+    """Start all ranks, and again after each death, as long as the recipe allows."""
+    fault = prepared.recipe.fault
+    restarts = Restarts(0 if fault.recovery == "none" else fault.max_restarts)
+    checkpoint, address, began = prepared.checkpoint, None, time.time()
+    while True:
+        path = checkpoint.path if checkpoint else None
+        attempt, address = run_attempt(start, path, restarts.total, address, asked, view)
+        if attempt.ending is not Ending.DEATH or asked:
+            return attempt
+        checkpoint = _newest(prepared, checkpoint, began)
+        step = checkpoint.manifest.step if checkpoint else 0
+        if not restarts.allow(step):
+            return attempt
+        delay = restarts.delay_seconds()
+        view.complain(f"ddp-bp: restart {restarts.count}: {attempt.why}; going on from step {step} in {delay:.1f} s")
+        until = time.monotonic() + delay
+        while time.monotonic() < until:
+            if asked:
+                return attempt
+            time.sleep(POLL_SECONDS)
+
+
+def _newest(prepared: Prepared, last: Checkpoint | None, began: float) -> Checkpoint | None:
+    """The newest valid checkpoint that was written since the Unix time `began`, else the one gone on from before."""
+    store = prepared.run.store
+    written = (entry for entry in store.entries() if entry.path.stat().st_mtime >= began)
+    for entry in written:
+        with contextlib.suppress(CheckpointError):
+            return store.load(entry.path)
+    return last
 
 
 def _conclude(
-    prepared: Prepared, ended_well: bool, asked: list[str], asked_for: _Invocation, view: TrainingView
+    prepared: Prepared, attempt: Attempt, asked: list[str], asked_for: _Invocation, view: TrainingView
 ) -> int:
     """The exit code, after saying how to go on if training was not finished."""
     run_dir = prepared.run.path
-    if ended_well and prepared.run.finished_summary(prepared.recipe, prepared.job.total_steps) is not None:
-        # A stop that was asked for after the last step has cut nothing short.
-        return 0
-    if ended_well and (run_dir / SUMMARY_FILE).exists():
+    if attempt.ending is Ending.WELL:
+        if prepared.run.finished_summary(prepared.recipe, prepared.job.total_steps) is not None:
+            # A stop that was asked for after the last step has cut nothing short.
+            return 0
         summary = json.loads((run_dir / SUMMARY_FILE).read_bytes())
         view.say(f"stopped after step {summary['steps']}, saved in {summary['checkpoint']}")
-        # Without a signal to us, a worker was told by one of its own.
-        asked = asked or ["SIGTERM"]
-    elif len(asked) < 2:
+        # Without a signal to us, a worker was told by one of its own, and its exit code says by which.
+        code = STOP_EXIT_CODES[asked[0]] if asked else attempt.exit_code
+    elif attempt.ending is Ending.ASKED:
+        code = attempt.exit_code
+    elif attempt.ending is Ending.DEATH:
+        view.complain(f"ddp-bp: training did not finish: {attempt.why}")
+        code = 1
+    else:
         view.complain("training did not finish; the first error above says why")
-        asked = []
+        code = 1
     view.say(f"to go on: {asked_for.to_go_on(run_dir)}")
-    return STOP_EXIT_CODES[asked[0]] if asked else 1
-
-
-def _tell_to_stop(address: CoordinatorAddress, signal_name: str, view: TrainingView) -> None:
-    try:
-        with ToolClient(address.address, address.run_id) as client:
-            client.stop(signal_name)  # type: ignore[arg-type]
-    except DdpError as error:
-        view.complain(f"ddp-bp: the workers could not be told: {error}")
-
-
-def _forward(stream: IO[bytes] | None, view: TrainingView, name: str) -> threading.Thread:
-    """Pass on what the workers print, line by line."""
-    assert stream is not None
-
-    def run() -> None:
-        for line in stream:
-            text = line.decode(errors="replace").rstrip("\n")
-            if name == "err":
-                view.complain(text)
-            else:
-                view.say(text)
-
-    thread = threading.Thread(target=run, name=f"forward std{name}", daemon=True)
-    thread.start()
-    return thread
+    return code or 1

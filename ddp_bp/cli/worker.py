@@ -13,19 +13,21 @@ from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli import options
 from ddp_bp.cli.environment import user_cache
 from ddp_bp.cli.kernels import Kernels, settle_kernels
+from ddp_bp.cli.outcome import report_outcome
 from ddp_bp.cli.prepare import prepare, warn
 from ddp_bp.cli.processes import CoordinatorProcess, start_coordinator
 from ddp_bp.cli.ranks import run_as_rank
 from ddp_bp.cli.view import summary_line
 from ddp_bp.coordinator.client import read_address
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.recipes.schema import Recipe, identity
+from ddp_bp.recipes.schema import Recipe, start_id
 from ddp_bp.worker.assemble import Job, assemble
 from ddp_bp.worker.binding import bind_to_own_cores
 from ddp_bp.worker.blas import check_same_blas, gather_blas
 from ddp_bp.worker.failures import together
 from ddp_bp.worker.run import RunSettings, run_worker
 from ddp_bp.worker.rundir import SUMMARY_FILE
+from ddp_bp.worker.signals import STOP_EXIT_CODES
 
 COORDINATOR_END_SECONDS = 60.0
 
@@ -41,6 +43,7 @@ class Invocation:
     coordinator: str | None
     supervised: bool
     binds: bool
+    num_restarts: int
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -66,6 +69,7 @@ class Start(msgspec.Struct, frozen=True):
 @click.option(
     "--supervised", is_flag=True, hidden=True, help="Started by `ddp-bp train`, which has checked everything."
 )
+@options.num_restarts_option
 def worker(
     recipe: str,
     overrides: tuple[str, ...],
@@ -75,6 +79,7 @@ def worker(
     coordinator: str | None,
     world_size: int | None,
     supervised: bool,
+    num_restarts: int,
 ) -> int:
     """Train RECIPE as one rank of the job that a launcher started.
 
@@ -82,8 +87,13 @@ def worker(
     library that mpi4py uses. Without a launcher it is a job of one process.
     """
     kernels = settle_kernels(recipe, overrides, run_dir, resume)
-    invocation = Invocation(recipe, overrides, run_dir, resume, coordinator, supervised, binds)
-    return run_as_rank(world_size, lambda communicator: _work(communicator, invocation, kernels), supervised=supervised)
+    invocation = Invocation(recipe, overrides, run_dir, resume, coordinator, supervised, binds, num_restarts)
+    return run_as_rank(
+        world_size,
+        lambda communicator: _work(communicator, invocation, kernels),
+        supervised=supervised,
+        report=report_outcome if supervised else lambda _: None,
+    )
 
 
 def _work(communicator: Communicator, invocation: Invocation, kernels: Kernels) -> int:
@@ -107,10 +117,11 @@ def _work(communicator: Communicator, invocation: Invocation, kernels: Kernels) 
         )
         settings = RunSettings(
             coordinator_address=start.address,
-            run_id=identity(start.recipe),
+            run_id=start_id(start.recipe, invocation.num_restarts),
             resumes=start.resumes,
             checkpoint=first.checkpoint if first else None,
             announce=first.announce if first else lambda _: None,
+            num_restarts=invocation.num_restarts,
         )
         code = run_worker(communicator, job, settings)
         return code if first is None else first.conclude(code)
@@ -178,7 +189,7 @@ class _Root:
         if self._coordinator.wait(COORDINATOR_END_SECONDS) != 0:
             warn("the coordinator could not write everything; see above")
             code = code or 1
-        if code in (130, 143):
+        if code in STOP_EXIT_CODES.values():
             warn(f"stopped by a signal; to go on, start again with --run-dir {self.run_dir}")
         print(summary_line(self.run_dir), flush=True)
         return code

@@ -30,6 +30,7 @@ class CoordinatorConfig:
                                  coordinator writes what it has and exits. None: it stands alone
     worker_timeout_seconds       without a parent, it exits when nothing was heard of any rank for this long
     checkpoint_timeout_seconds   a checkpoint that receives nothing for this long is dropped
+    num_restarts                 how often all ranks have been started again after a failure, shown only
     exit_grace_seconds           how long after the end of training it waits for ranks that do not say goodbye
     """
 
@@ -50,6 +51,7 @@ class CoordinatorConfig:
     worker_timeout_seconds: float = 30.0
     checkpoint_timeout_seconds: float = 60.0
     exit_grace_seconds: float = 5.0
+    num_restarts: int = 0
 
     def __post_init__(self) -> None:
         problems = []
@@ -62,6 +64,7 @@ class CoordinatorConfig:
             ("total steps", self.total_steps, 0),
             ("checkpoint every steps", self.checkpoint_every_steps, 0),
             ("number of checkpoints to keep", self.keep, 1),
+            ("number of restarts", self.num_restarts, 0),
         ):
             if value is not None and value < least:
                 problems.append(f"{name}: expected at least {least}, got {value}")

@@ -61,6 +61,11 @@ class JobCollector(Collector):
             states.add_metric([state.value], float(state is coordinator.state))
         yield states
         yield _gauge("ddp_bp_world_size", "Number of ranks that the job is made of.", coordinator.config.world_size)
+        yield CounterMetricFamily(
+            "ddp_bp_restarts",
+            "How often all ranks were started again from a checkpoint after a failure.",
+            value=coordinator.config.num_restarts,
+        )
         connected = len(coordinator.roster.connected())
         yield _gauge("ddp_bp_workers_connected", "Number of ranks that are connected.", connected)
 

@@ -186,11 +186,14 @@ class _Server:
 
         self._loop.add_signal_handler(signal.SIGTERM, asked, "SIGTERM")
         self._loop.add_signal_handler(signal.SIGINT, asked, "SIGINT")
+        # A batch system may send it to every process of a job.
+        self._loop.add_signal_handler(signal.SIGUSR1, asked, "SIGUSR1")
         try:
             yield
         finally:
             self._loop.remove_signal_handler(signal.SIGTERM)
             self._loop.remove_signal_handler(signal.SIGINT)
+            self._loop.remove_signal_handler(signal.SIGUSR1)
 
     # ---- instructions out
 

@@ -31,6 +31,7 @@ def status_of(coordinator: Coordinator, now: float) -> dict[str, Any]:
         "address": coordinator.address,
         "uptime_seconds": now - coordinator.started_at,
         "world_size": coordinator.config.world_size,
+        "restarts": coordinator.config.num_restarts,
         "shards": coordinator.roster.shards,
         "step": progress.step,
         "total_steps": coordinator.config.total_steps,

@@ -16,6 +16,7 @@ import numpy as np
 
 from ddp_bp.errors import LaunchError, PeerLostError
 from ddp_bp.parallel.communicator import Array, Communicator, check_count
+from ddp_bp.parallel.segments import mapped_segments, remove_names
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -141,7 +142,22 @@ def open_communicator(launched_size: int | None = None, *, can_lose_ranks: bool 
             f"mpiexec is {launcher}, mpi4py uses {_library()}. "
             "Start the job with the launcher of that library, or with `ddp-bp train`, which does"
         )
+    _leave_nothing_behind(MPI.COMM_WORLD)
     return MpiCommunicator(MPI.COMM_WORLD.Dup(), can_lose_ranks=can_lose_ranks)
+
+
+def _leave_nothing_behind(world: MPI.Comm) -> None:
+    """See to it that no file of MPI's stays in shared memory, however its processes end. Collective."""
+    from mpi4py import MPI
+
+    node = world.Split_type(MPI.COMM_TYPE_SHARED)
+    segments = mapped_segments()
+    # A rank that has not mapped all of them yet would look for their names.
+    have_all = np.array([len(segments) >= node.size], np.int32)
+    node.Allreduce(MPI.IN_PLACE, have_all, MPI.MIN)
+    if have_all[0]:
+        remove_names(segments)
+    node.Free()
 
 
 def _library() -> str:

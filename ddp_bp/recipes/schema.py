@@ -243,6 +243,12 @@ def identity(recipe: Recipe) -> str:
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
 
 
+def start_id(recipe: Recipe, num_restarts: int) -> str:
+    """What ranks and coordinator of one start name to each other, so that a rank that is left of an earlier start is
+    let in no more: the run's identity, with the number of restarts after a failure."""
+    return f"{identity(recipe)}.{num_restarts}" if num_restarts else identity(recipe)
+
+
 def _fixed(recipe: Recipe) -> dict[str, Any]:
     """All keys but the changeable ones, with their values."""
     # A plateau is found by evaluations, so that leaving some out would be another run.

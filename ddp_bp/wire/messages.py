@@ -38,7 +38,7 @@ ArrayDtype = Literal[
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
 ]
 CheckpointFile = Literal["model", "optimizer"]
-StopCause = Literal["SIGINT", "SIGTERM", "user"]
+StopCause = Literal["SIGINT", "SIGTERM", "SIGUSR1", "user"]
 
 
 def _snake_case(class_name: str) -> str:

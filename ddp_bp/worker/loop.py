@@ -34,13 +34,16 @@ class Request(IntFlag):
     STOP_BY_SIGTERM = 2
     CHECKPOINT = 4
     CHECKPOINT_IN_FLIGHT = 8
+    STOP_BY_SIGUSR1 = 16
 
 
 STOP_REQUESTS = {
     "SIGINT": Request.STOP_BY_SIGINT,
     "user": Request.STOP_BY_SIGINT,
     "SIGTERM": Request.STOP_BY_SIGTERM,
+    "SIGUSR1": Request.STOP_BY_SIGUSR1,
 }
+_STOPS = Request.STOP_BY_SIGINT | Request.STOP_BY_SIGTERM | Request.STOP_BY_SIGUSR1
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class TrainingLoop:
                 self._reporter.send("train", self._epoch(), self._scalars())
                 self._checkpointing.begin(f"step-{self._progress.step}", answers)
             self._reporter.send_if_due("train", self._epoch(), self._scalars())
-            stopped_by = requests & (Request.STOP_BY_SIGINT | Request.STOP_BY_SIGTERM) or None
+            stopped_by = requests & _STOPS or None
         if self._progress.step >= self._job.total_steps:
             # A stop in the very last step has cut nothing short.
             stopped_by = None

@@ -5,13 +5,10 @@ Every stage that can fail on one rank alone is run `together`, so that all ranks
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -28,12 +25,13 @@ from ddp_bp.worker.compose import compose
 from ddp_bp.worker.failures import RankFailure, print_failure, together
 from ddp_bp.worker.ledger import Ledger
 from ddp_bp.worker.link import CoordinatorLink
-from ddp_bp.worker.loop import Outcome, Request, TrainingLoop
+from ddp_bp.worker.loop import STOP_REQUESTS, Outcome, Request, TrainingLoop
 from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.reporter import Reporter
 from ddp_bp.worker.restore import first_state, restore
 from ddp_bp.worker.rundir import recipe_sha256
 from ddp_bp.worker.sampling import write_sample
+from ddp_bp.worker.signals import STOP_EXIT_CODES, stop_signals
 
 WELCOME_SECONDS = 30.0
 
@@ -43,6 +41,7 @@ class RunSettings:
     """Where the coordinator is, what to resume from, and who is told of each epoch.
 
     `resumes` is the same on all ranks; `checkpoint` is what rank 0 has read if it is true, and None on the others.
+    `num_restarts`: how often all ranks have been started again after a failure.
     """
 
     coordinator_address: str
@@ -50,13 +49,14 @@ class RunSettings:
     resumes: bool
     checkpoint: Checkpoint | None
     announce: Callable[[str], None]
+    num_restarts: int = 0
 
 
 def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> int:
     """Train `job` as one rank of `communicator`. Collective.
 
     Returns:
-        The exit code: 0 after the last step, 130 or 143 after a stop by SIGINT or SIGTERM (with a checkpoint).
+        The exit code: 0 after the last step, that of STOP_EXIT_CODES after a stop (with a checkpoint).
 
     Raises:
         DdpError: on all ranks; only the rank that is to show it gets another class than RemoteError.
@@ -92,6 +92,7 @@ class _Run:
         self, communicator: Communicator, job: Job, settings: RunSettings, link: CoordinatorLink, every_steps: int
     ) -> None:
         self._communicator, self._job, self._link = communicator, job, link
+        self._num_restarts = settings.num_restarts
         rank = communicator.rank
         clock = PhaseClock(PHASE_BUCKETS_SECONDS)
         composed = compose(communicator, job, clock, self._show_failure)
@@ -122,13 +123,13 @@ class _Run:
 
     def to_the_end(self) -> int:
         # What is not finite is found by the step itself, which says where; NumPy's warnings would come first.
-        with _stop_signals(self._loop.request_stop), np.errstate(all="ignore"):
+        grace_seconds = self._job.recipe.fault.grace_seconds
+        with stop_signals(self._loop.request_stop, grace_seconds), np.errstate(all="ignore"):
             outcome = self._loop.run()
             sample = self._sample() if outcome.stopped_by is None else None
             together(self._communicator, lambda: self._finish(outcome, sample))
-        if outcome.stopped_by is None:
-            return 0
-        return 143 if outcome.stopped_by & Request.STOP_BY_SIGTERM else 130
+        stopped_by = outcome.stopped_by or Request(0)
+        return next((code for name, code in STOP_EXIT_CODES.items() if stopped_by & STOP_REQUESTS[name]), 0)
 
     def _show_failure(self, error: BaseException, step: int) -> None:
         self._reporter.failure(error, print_failure(error, self._communicator.rank, step))
@@ -175,7 +176,7 @@ class _Run:
             "seconds": round(outcome.seconds, 6),
             "samples_per_second": round(rate, 3),
             "skipped_steps": progress.skipped_steps,
-            "recoveries": 0,
+            "recoveries": self._num_restarts,
             "resumed_from_step": self._resumed_from_step,
             **({} if sample is None else {"sample": sample}),
         }
@@ -183,19 +184,3 @@ class _Run:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and np.isfinite(value) else None
-
-
-@contextlib.contextmanager
-def _stop_signals(request_stop: Callable[[str], None]) -> Iterator[None]:
-    """While inside, a first SIGINT or SIGTERM asks for an orderly end; a second one ends the process as usual."""
-
-    def handle(number: int, _: FrameType | None) -> None:
-        request_stop(signal.Signals(number).name)
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from support import ddp_bp, run_to_end
 
 SLOW_RECIPE = """
 [model]
@@ -43,3 +45,14 @@ def other_recipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slow")
     write_slow_recipe(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(other_recipe_folder: Path) -> dict:
+    """The summary of the slow recipe on one rank, never interrupted."""
+    folder = other_recipe_folder
+    result = run_to_end(ddp_bp("train", folder / "slow.toml", "--run-dir", folder / "run", "--json"), 90)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["steps"] == SLOW_RECIPE_STEPS
+    return summary

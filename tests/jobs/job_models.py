@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 
@@ -61,6 +63,25 @@ def slow(input_shape, num_outputs, sleep_seconds: float = 0.02):
 
 def raising(input_shape, num_outputs, rank: int = 1, num_calls: int = 10):
     return Raising(input_shape[0], num_outputs, rank, num_calls)
+
+
+class Dying(Slow):
+    """Kills its process in every training step from `num_calls` calls on, on rank 1."""
+
+    def __init__(self, width: int, num_outputs: int, num_calls: int) -> None:
+        super().__init__(width, num_outputs, 0.0)
+        self.num_calls = num_calls
+
+    def forward(self, x):
+        if self.training and os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
+            self.num_calls -= 1
+            if self.num_calls < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+def dying(input_shape, num_outputs, num_calls: int = 10):
+    return Dying(input_shape[0], num_outputs, num_calls)
 
 
 class Exiting(Slow):

@@ -35,6 +35,7 @@ def test_a_rank_that_raises_ends_the_job_with_its_error_once_and_first(
     assert "ArithmeticError: the model of this rank is broken" in lines[0]
     assert stderr.count("ddp-bp: rank") == 1
     assert stderr.count("Traceback") == 1
+    assert "restart" not in stderr, "the error would come again"
     assert processes_of(run_dir) == []
     assert "to go on" in stdout
 
@@ -117,13 +118,14 @@ def test_a_killed_worker_ends_the_job_and_a_resume_finishes_it(
     start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir))
+    options = ["--set", "fault.recovery=none"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
     status = wait_for_step(run_dir, 10)
     os.kill(status["ranks"][1]["pid"], signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "training did not finish" in stderr
-    assert f"train {slow_recipe} -n 2 --run-dir {run_dir}" in stdout
+    assert "training did not finish: rank 1 on" in stderr and "was killed by SIGKILL" in stderr
+    assert f"train {slow_recipe} -n 2 --set fault.recovery=none --run-dir {run_dir}" in stdout
     assert processes_of(run_dir) == []
     result = run_ddp_bp("train", slow_recipe, "--run-dir", run_dir, "--json")
     assert json.loads(result.stdout)["steps"] == 63
@@ -137,19 +139,37 @@ def test_nothing_outlives_a_killed_launcher(start_command, slow_recipe: Path, tm
     wait_until(lambda: not processes_of(run_dir), "mpirun, workers and coordinator to end", 5)
 
 
-def test_a_worker_told_to_end_ends_the_job_with_a_checkpoint(start_command, slow_recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "exit_code"), [("SIGTERM", 143), ("SIGUSR1", 75)])
+def test_a_worker_told_to_end_ends_the_job_with_a_checkpoint(
+    start_command, slow_recipe: Path, tmp_path: Path, name: str, exit_code: int
+) -> None:
     run_dir = tmp_path / "run"
     process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir))
     status = wait_for_step(run_dir, 5)
-    os.kill(status["ranks"][1]["pid"], signal.SIGTERM)
+    os.kill(status["ranks"][1]["pid"], signal.Signals[name])
     stdout, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stderr) == (143, "")
+    assert (process.returncode, stderr) == (exit_code, "")
     assert "stopped after step" in stdout
+
+
+def test_a_job_that_has_no_checkpoint_within_its_grace_leaves_without(
+    start_command, slow_recipe: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--set", "model.options.sleep_seconds=4.0", "--set", "fault.grace_seconds=0.5"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
+    wait_for_step(run_dir, 0)
+    process.send_signal(signal.SIGUSR1)
+    _, stderr = process.communicate(timeout=15)
+    assert process.returncode == 75
+    assert "SIGUSR1: no checkpoint within fault.grace_seconds = 0.5; leaving at once" in stderr
+    assert "restart" not in stderr
+    wait_until(lambda: not processes_of(run_dir), "every process to end", 5)
 
 
 def test_a_second_signal_ends_at_once(start_command, slow_recipe: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    options = ["--set", "model.options.sleep_seconds=20.0"]
+    options = ["--set", "model.options.sleep_seconds=4.0"]
     process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
     wait_for_step(run_dir, 0)
     process.send_signal(signal.SIGINT)

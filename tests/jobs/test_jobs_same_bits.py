@@ -10,39 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from job_histories import assert_ledger_is_one_history, assert_same
 from support import ddp_bp, leftovers, mpi_name, processes_of, run_to_end, summary_of, wait_for_step, wait_until
 
 pytestmark = pytest.mark.mpi
-
-HASHES = ("weights_sha256", "ledger_sha256", "train_loss", "eval_loss", "eval_accuracy", "steps", "samples")
-NUM_STEPS = 63
-
-
-@pytest.fixture(scope="session")
-def undisturbed(other_recipe_folder: Path) -> dict:
-    """The summary of the slow recipe on one rank, never interrupted."""
-    folder = other_recipe_folder
-    result = run_to_end(ddp_bp("train", folder / "slow.toml", "--run-dir", folder / "run", "--json"), 90)
-    assert result.returncode == 0, result.stderr
-    summary = json.loads(result.stdout)
-    assert summary["steps"] == NUM_STEPS
-    return summary
-
-
-def assert_same(summary: dict, reference: dict) -> None:
-    assert {key: summary[key] for key in HASHES} == {key: reference[key] for key in HASHES}
-
-
-def ledger_of(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
-
-
-def assert_ledger_is_one_history(run_dir: Path, summary: dict) -> None:
-    records = ledger_of(run_dir)
-    assert [record["step"] for record in records] == list(range(summary["steps"]))
-    assert records[-1]["chain"] == summary["ledger_sha256"]
-    for epoch in range(3):
-        assert sum(record["samples"] for record in records if record["epoch"] == epoch) == 1438
 
 
 @pytest.mark.timeout(300)
@@ -90,8 +61,9 @@ def test_dropout_uneven_batches_and_idle_ranks_change_no_bit(
     assert_ledger_is_one_history(tmp_path / "run", summary)
 
 
-@pytest.mark.parametrize(("name", "exit_code"), [("SIGTERM", 143), ("SIGINT", 130)])
-@pytest.mark.parametrize("sizes", [(2, 3), (3, 1)])
+@pytest.mark.parametrize(
+    ("name", "exit_code", "sizes"), [("SIGTERM", 143, (2, 3)), ("SIGINT", 130, (3, 1)), ("SIGUSR1", 75, (2, 1))]
+)
 def test_a_signal_saves_a_checkpoint_and_a_resume_goes_on_with_the_same_bits(
     start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict, name: str, exit_code: int, sizes
 ) -> None:

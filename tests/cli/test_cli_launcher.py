@@ -1,0 +1,162 @@
+"""Which mpirun is taken, its line for each MPI, and what it promises to do when a rank dies."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ddp_bp.cli.launcher import find_launcher, mpirun_command, recovers_in_place, recovery_line
+from ddp_bp.errors import LaunchError
+from ddp_bp.recipes.fault import FaultSection
+
+VERSIONS = {
+    "Open MPI 5": "mpirun (Open MPI) 5.0.7\n\nReport bugs to https://www.open-mpi.org/community/help/\n",
+    "Open MPI 4": "mpirun (Open MPI) 4.1.4\n\nReport bugs to http://www.open-mpi.org/community/help/\n",
+    "Open MPI 3": "mpirun (OpenRTE) 3.1.6\n",
+    "MPICH": "HYDRA build details:\n    Version:                                 4.0.2\n",
+}
+WORKER = ["-m", "ddp_bp", "worker", "digits"]
+Install = Callable[..., Path]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Puts an mpirun of a given kind on the PATH or beside the interpreter. The machine has 4 cores and no other."""
+    for folder in ("path", "bin"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+    def put(kind: str, folder: str = "path", name: str = "mpirun", info: str = "") -> Path:
+        script = tmp_path / folder / name
+        script.write_text(f"#!/bin/sh\n[ \"$1\" = --version ] || exit 9\n/bin/cat <<'END'\n{VERSIONS[kind]}END\n")
+        script.chmod(0o755)
+        if info:
+            (script.parent / "ompi_info").write_text(f"#!/bin/sh\n/bin/cat <<'END'\n{info}\nEND\n")
+            (script.parent / "ompi_info").chmod(0o755)
+        return script
+
+    return put
+
+
+@pytest.mark.parametrize("kind", ["Open MPI 5", "Open MPI 4", "Open MPI 3"])
+@pytest.mark.parametrize(
+    ("num_workers", "options"),
+    [(4, []), (5, ["--mca", "mpi_yield_when_idle", "true"])],
+)
+def test_open_mpi_is_told_not_to_bind_and_to_yield_where_ranks_share_cores(
+    install: Install, kind: str, num_workers: int, options: list[str]
+) -> None:
+    mpirun = install(kind)
+    assert mpirun_command(find_launcher(), num_workers, ["worker", "digits"]) == [
+        str(mpirun), "--oversubscribe", "--bind-to", "none", *options, "-n", str(num_workers), sys.executable, *WORKER
+    ]  # fmt: skip
+
+
+def test_root_is_allowed_only_where_we_are_root(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("Open MPI 5")
+    assert "--allow-run-as-root" not in mpirun_command(find_launcher(), 1, [])
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert "--allow-run-as-root" in mpirun_command(find_launcher(), 1, [])
+
+
+@pytest.mark.parametrize("num_workers", [1, 9])
+def test_hydra_has_no_such_options(install: Install, monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
+    mpirun = install("MPICH")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert mpirun_command(find_launcher(), num_workers, ["worker", "digits"]) == [
+        str(mpirun), "-n", str(num_workers), sys.executable, *WORKER
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Open MPI 5", ["--oversubscribe", "--bind-to", "none", "-x", "OPENBLAS_CORETYPE=SkylakeX"]),
+        ("Open MPI 4", ["--oversubscribe", "--bind-to", "none", "-x", "OPENBLAS_CORETYPE=SkylakeX"]),
+        ("MPICH", ["-genv", "OPENBLAS_CORETYPE", "SkylakeX"]),
+    ],
+)
+def test_every_host_is_told_which_kernels_to_take(install: Install, kind: str, options: list[str]) -> None:
+    mpirun = install(kind)
+    command = mpirun_command(find_launcher(), 2, ["worker", "digits"], "SkylakeX")
+    assert command == [str(mpirun), *options, "-n", "2", sys.executable, *WORKER]
+
+
+def test_the_mpirun_beside_the_interpreter_comes_first_and_mpiexec_last(install: Install) -> None:
+    with pytest.raises(LaunchError, match=r"no mpirun beside .*/bin/python nor on the PATH; install one"):
+        mpirun_command(find_launcher(), 2, [])
+    mpiexec = install("MPICH", name="mpiexec")
+    assert mpirun_command(find_launcher(), 2, [])[0] == str(mpiexec)
+    mpirun = install("MPICH")
+    assert mpirun_command(find_launcher(), 2, [])[0] == str(mpirun)
+    beside = install("Open MPI 5", folder="bin")
+    assert mpirun_command(find_launcher(), 2, [])[0] == str(beside)
+
+
+ULFM = "           Prefix: /usr\n Fault Tolerance support: yes"
+NO_ULFM = " Fault Tolerance support: no"
+
+
+@pytest.mark.parametrize(
+    ("kind", "info", "library", "survives"),
+    [
+        ("Open MPI 5", ULFM, "Open MPI 5.0.7", True),
+        ("Open MPI 5", NO_ULFM, "Open MPI 5.0.7", False),
+        ("Open MPI 5", "", "Open MPI 5.0.7", False),
+        ("Open MPI 4", ULFM, "Open MPI 4.1.4", False),
+        ("MPICH", ULFM, "HYDRA 4.0.2", False),
+    ],
+)
+def test_ranks_survive_a_death_only_under_open_mpi_5_built_with_ulfm(
+    install: Install, kind: str, info: str, library: str, survives: bool
+) -> None:
+    install(kind, info=info)
+    launcher = find_launcher()
+    assert (launcher.library, launcher.survives) == (library, survives)
+    command = mpirun_command(launcher, 2, [], in_place=recovers_in_place(launcher, FaultSection()))
+    assert ("--with-ft" in command) == survives
+    for other in ("restart", "none"):
+        assert not recovers_in_place(launcher, FaultSection(recovery=other))
+
+
+@pytest.mark.parametrize(
+    ("fault", "has_checkpoints", "line"),
+    [
+        (
+            FaultSection(),
+            True,
+            "recovery: in place (Open MPI 5.0.7 with ULFM), else restart from the newest checkpoint, at most 3 in a "
+            "row without progress",
+        ),
+        (
+            FaultSection(recovery="restart", max_restarts=2),
+            False,
+            "recovery: restart from the beginning (checkpoint.every_steps is 0), at most 2 in a row without progress "
+            "(fault.recovery)",
+        ),
+        (FaultSection(recovery="none"), True, "recovery: none (fault.recovery); when a rank dies, the job ends"),
+        (
+            FaultSection(max_restarts=0),
+            True,
+            "recovery: in place (Open MPI 5.0.7 with ULFM), else the job ends (fault.max_restarts is 0)",
+        ),
+    ],
+)
+def test_one_line_says_what_happens_when_a_rank_dies(
+    install: Install, fault: FaultSection, has_checkpoints: bool, line: str
+) -> None:
+    install("Open MPI 5", info=ULFM)
+    assert recovery_line(find_launcher(), fault, has_checkpoints=has_checkpoints) == line
+
+
+def test_without_ulfm_the_line_names_the_library(install: Install) -> None:
+    install("MPICH")
+    line = recovery_line(find_launcher(), FaultSection(), has_checkpoints=True)
+    assert line.startswith("recovery: restart from the newest checkpoint") and "HYDRA 4.0.2 has no ULFM" in line
