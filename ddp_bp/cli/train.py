@@ -16,7 +16,7 @@ from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli import options
 from ddp_bp.cli.attempt import JobStart, run_attempt
 from ddp_bp.cli.kernels import Kernels, settle_kernels
-from ddp_bp.cli.launcher import find_launcher, recovers_in_place, recovery_line
+from ddp_bp.cli.launcher import find_launcher, recovery_line
 from ddp_bp.cli.output import print_json
 from ddp_bp.cli.prepare import Prepared, prepare, warn
 from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
@@ -113,7 +113,6 @@ def _run(prepared: Prepared, asked_for: _Invocation, kernels: Kernels, view: Tra
         grace_seconds=fault.grace_seconds,
         launcher=launcher,
         kernels=kernels.asked_for,
-        in_place=recovers_in_place(launcher, fault),
     )
     prepared.run.create(prepared.recipe, prepared.environment(mpirun=start.mpirun([]), kernels_chosen_by=kernels.why))
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
@@ -122,7 +121,7 @@ def _run(prepared: Prepared, asked_for: _Invocation, kernels: Kernels, view: Tra
     if kernels.warning:
         warn(kernels.warning)
     due = prepared.recipe.checkpoint
-    view.say(recovery_line(launcher, fault, has_checkpoints=bool(due.every_steps or due.every_seconds)))
+    view.say(recovery_line(fault, has_checkpoints=bool(due.every_steps or due.every_seconds)))
     if prepared.checkpoint is not None:
         view.say(f"going on from step {prepared.checkpoint.manifest.step}: {prepared.checkpoint.path}")
     with stop_signals() as asked:

@@ -23,7 +23,6 @@ from support import (
 )
 
 pytestmark = pytest.mark.mpi
-RESTART = ("--set", "fault.recovery=restart")
 
 
 def mpirun_of(train: int) -> psutil.Process:
@@ -44,7 +43,7 @@ def test_a_killed_rank_and_then_a_killed_mpirun_cost_a_restart_each_and_no_bit(
     start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
 ) -> None:
     run_dir, before = tmp_path / "run", leftovers()
-    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *RESTART))
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir))
     first = wait_for_step(run_dir, 10)
     os.kill(first["ranks"][1]["pid"], signal.SIGKILL)
     second = wait_for_restart(run_dir, 1, 20)
@@ -97,7 +96,7 @@ def test_nothing_is_left_5_s_after_train_and_mpirun_were_killed(
 def test_a_rank_that_always_dies_at_the_same_step_uses_the_budget_up(
     run_ddp_bp, slow_recipe: Path, tmp_path: Path
 ) -> None:
-    options = ["--set", "model.factory=job_models:dying", "--max-restarts", 1, "--run-dir", tmp_path / "run", *RESTART]
+    options = ["--set", "model.factory=job_models:dying", "--max-restarts", 1, "--run-dir", tmp_path / "run"]
     result = run_ddp_bp("train", slow_recipe, "-n", 2, "--set", "checkpoint.every_steps=0", *options)
     assert result.returncode == 1
     assert "recovery: restart from the beginning (checkpoint.every_steps is 0), at most 1 in a row" in result.stdout
