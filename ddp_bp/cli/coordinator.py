@@ -29,6 +29,14 @@ RANKS_END_SECONDS = 3.0
 @click.option(
     "--total-steps", type=click.IntRange(min=0), help="Steps until the end of training, for the progress shown."
 )
+@click.option(
+    "--linger",
+    "linger_seconds",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Go on answering HTTP for so long after the end of the job, so that Prometheus sees how it ended.",
+)
 @click.option("--parent-fd", type=click.IntRange(min=0), hidden=True, help="A pipe at whose end of file it ends.")
 @options.num_restarts_option
 @click.option(
@@ -40,6 +48,7 @@ def coordinator(
     overrides: tuple[str, ...],
     run_dir: Path,
     total_steps: int | None,
+    linger_seconds: float,
     parent_fd: int | None,
     num_restarts: int,
     job_folder: Path | None,
@@ -76,6 +85,7 @@ def coordinator(
             keep_best=checkpoint.keep_best,
             parent_fd=parent_fd,
             num_restarts=num_restarts,
+            linger_seconds=linger_seconds,
         )
     )
     if job_folder is not None and os.getppid() != parent:

@@ -32,6 +32,7 @@ class CoordinatorConfig:
     checkpoint_timeout_seconds   a checkpoint that receives nothing for this long is dropped
     num_restarts                 how often all ranks have been started again after a failure, shown only
     exit_grace_seconds           how long after the end of training it waits for ranks that do not say goodbye
+    linger_seconds               how long after the end of the job it goes on answering HTTP
     """
 
     run_dir: Path
@@ -52,6 +53,7 @@ class CoordinatorConfig:
     checkpoint_timeout_seconds: float = 60.0
     exit_grace_seconds: float = 5.0
     num_restarts: int = 0
+    linger_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         problems = []
@@ -79,5 +81,7 @@ class CoordinatorConfig:
         ):
             if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
                 problems.append(f"{name}: expected a positive number of seconds, got {seconds}")
+        if not (self.linger_seconds >= 0 and math.isfinite(self.linger_seconds)):
+            problems.append(f"linger: expected a number of seconds of at least 0, got {self.linger_seconds}")
         if problems:
             raise InputError("the coordinator cannot start:\n  " + "\n  ".join(problems))

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from ddp_bp._version import __version__
 from ddp_bp.coordinator.checkpoints import DURATION_BUCKETS_SECONDS
 from ddp_bp.coordinator.lifecycle import State
+from ddp_bp.coordinator.space import Room
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS, PHASES
 
 if TYPE_CHECKING:
@@ -45,17 +46,23 @@ class JobCollector(Collector):
         """`clock` gives the monotonic time, in seconds, that the coordinator's events came with."""
         self._coordinator = coordinator
         self._clock = clock
+        self.room: Room | None = None
 
     def collect(self) -> Iterator[Metric]:
         yield from self._job()
         yield from self._training()
         yield from self._ranks()
         yield from self._checkpoints()
+        yield from self._storage()
         yield from self._messages()
 
     def _job(self) -> Iterator[Metric]:
         coordinator = self._coordinator
         yield InfoMetricFamily("ddp_bp_build", "Version of ddp_bp.", value={"version": __version__})
+        run = {"recipe": coordinator.config.recipe_name, "run_dir": str(coordinator.config.run_dir)}
+        yield InfoMetricFamily("ddp_bp_run", "What is trained, and where it is kept.", value=run)
+        started = coordinator.unix_seconds(coordinator.started_at)
+        yield _gauge("ddp_bp_start_timestamp_seconds", "Unix time at which the coordinator started.", started)
         states = GaugeMetricFamily("ddp_bp_state", "1 for the state that the job is in, else 0.", labels=["state"])
         for state in State:
             states.add_metric([state.value], float(state is coordinator.state))
@@ -82,6 +89,9 @@ class JobCollector(Collector):
             "Training steps that changed nothing, because a loss or gradient was not finite.",
             value=progress.num_nonfinite_steps,
         )
+        total_steps = self._coordinator.config.total_steps
+        if total_steps is not None:
+            yield _gauge("ddp_bp_total_steps", "Committed steps at which training is complete.", total_steps)
         if progress.reported:
             yield _gauge("ddp_bp_step", "Committed training steps since the beginning of the run.", progress.step)
             yield _gauge("ddp_bp_epoch", "Epoch, counted from 0.", progress.epoch)
@@ -139,6 +149,19 @@ class JobCollector(Collector):
             )
         if record.last_bytes is not None:
             yield _gauge("ddp_bp_checkpoint_last_bytes", "Size of the newest checkpoint.", record.last_bytes)
+        if record.last_step is not None:
+            yield _gauge("ddp_bp_checkpoint_last_step", "Step of the newest checkpoint.", record.last_step)
+        config = self._coordinator.config
+        about = "Steps from one checkpoint that is due to the next; 0: none is due by steps."
+        yield _gauge("ddp_bp_checkpoint_every_steps", about, config.checkpoint_every_steps)
+        about = "Time from one checkpoint that is due to the next; 0: none is due by time."
+        yield _gauge("ddp_bp_checkpoint_every_seconds", about, config.checkpoint_every_seconds or 0.0)
+
+    def _storage(self) -> Iterator[Metric]:
+        if self.room is not None:
+            free, size = self.room
+            yield _gauge("ddp_bp_run_directory_free_bytes", "Room left in the run directory's file system.", free)
+            yield _gauge("ddp_bp_run_directory_size_bytes", "Size of the run directory's file system.", size)
 
     def _messages(self) -> Iterator[Metric]:
         coordinator = self._coordinator

@@ -87,6 +87,7 @@ class _Server:
         self._one_at_a_time = asyncio.Lock()
         self._exit_code: asyncio.Future[int] = self._loop.create_future()
         self._posted: set[asyncio.Task[None]] = set()
+        self._told_to_end = asyncio.Event()
 
     async def serve(self, http_socket: socket.socket) -> int:
         app = make_app(self._coordinator, time.monotonic, lambda: self._disk.alive)
@@ -107,6 +108,8 @@ class _Server:
             with self._watch_parent(), self._watch_signals():
                 ends: set[asyncio.Future[Any]] = {self._exit_code, http_task, *others}
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                if self._exit_code.done():
+                    await self._linger()
             # A task that ended before the job did has failed; its error is this process's.
             for task in (http_task, *others):
                 if task.done():
@@ -117,6 +120,11 @@ class _Server:
                 task.cancel()
             http.should_exit = True
             await asyncio.wait({http_task, *others}, timeout=5)
+
+    async def _linger(self) -> None:
+        """After the job's end, lets whoever asks by HTTP see it, until the time is over or somebody says to end."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._told_to_end.wait(), self._config.linger_seconds)
 
     def close(self) -> None:
         self._disk.close()
@@ -165,6 +173,7 @@ class _Server:
         def readable() -> None:
             if not os.read(parent_fd, 4096):
                 self._loop.remove_reader(parent_fd)
+                self._told_to_end.set()
                 self._post(e.ParentGone())
 
         self._loop.add_reader(parent_fd, readable)
@@ -182,6 +191,8 @@ class _Server:
         def asked(cause: StopCause) -> None:
             # Ctrl-C reaches the whole foreground group; a parent turns it into a stop of the whole job by itself.
             if cause == "SIGTERM" or self._config.parent_fd is None:
+                if self._exit_code.done():
+                    self._told_to_end.set()
                 self._post(e.TerminationAsked(cause))
 
         self._loop.add_signal_handler(signal.SIGTERM, asked, "SIGTERM")

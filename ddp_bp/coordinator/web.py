@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ddp_bp.coordinator.metrics import JobCollector
+from ddp_bp.coordinator.space import RunDirectorySpace
 from ddp_bp.coordinator.state import Coordinator
 from ddp_bp.coordinator.status import history_of, ready_problem, status_of
 
@@ -25,10 +26,13 @@ from ddp_bp.coordinator.status import history_of, ready_problem, status_of
 def make_app(coordinator: Coordinator, clock: Callable[[], float], disk_alive: Callable[[], bool]) -> Starlette:
     """The web application of one coordinator. It must run in the thread that handles the coordinator's events."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(JobCollector(coordinator, clock))
+    collector = JobCollector(coordinator, clock)
+    registry.register(collector)
+    space = RunDirectorySpace(coordinator.config.run_dir)
     page = files("ddp_bp.coordinator").joinpath("page.html").read_text(encoding="utf-8")
 
     async def metrics(request: Request) -> Response:
+        collector.room = await space.room()
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), headers={"content-type": content_type})
 

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -142,6 +143,9 @@ def test_metrics_are_what_prometheus_reads(tmp_path: Path) -> None:
     assert one["ddp_bp_eval_accuracy"] == 0.9 and one["ddp_bp_workers_connected"] == 2
     assert one["ddp_bp_checkpoint_bytes_total"] == one["ddp_bp_checkpoint_last_bytes"] > 0
     assert one["ddp_bp_ledger_gaps_total"] == 0
+    assert one["ddp_bp_checkpoint_last_step"] == 10 and one["ddp_bp_checkpoint_every_steps"] == 0
+    assert one["ddp_bp_run_directory_size_bytes"] >= one["ddp_bp_run_directory_free_bytes"] > 0
+    assert one["ddp_bp_start_timestamp_seconds"] == pytest.approx(time.time(), abs=60)
     results = {sample.labels["result"]: sample.value for sample in families["ddp_bp_checkpoints"].samples}
     assert results == {"ok": 1, "failed": 0, "dropped": 0}
     assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
@@ -152,6 +156,21 @@ def test_metrics_are_what_prometheus_reads(tmp_path: Path) -> None:
             [promtool, "check", "metrics"], input=answer.text, text=True, capture_output=True, timeout=30
         )
         assert lint.returncode == 0, lint.stdout + lint.stderr
+
+
+def test_how_a_job_ended_can_be_read_for_a_while(tmp_path: Path) -> None:
+    with running(tmp_path, linger_seconds=60.0) as server:
+        worker, other = server.joined()
+        worker.send(m.Finished(0, {"steps": 10}))
+        assert worker.expect(m.Acknowledged).of == "finished"
+        worker.send(m.Goodbye(0))
+        other.send(m.Goodbye(1))
+        ended = 'ddp_bp_state{state="finished"} 1.0'
+        deadline = time.monotonic() + 10
+        while ended not in _get(server, "metrics").text:
+            assert time.monotonic() < deadline
+        server.end_parent()
+        assert server.wait() == 0
 
 
 @pytest.mark.parametrize("which", ["port", "http_port"])

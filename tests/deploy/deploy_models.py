@@ -1,0 +1,28 @@
+"""A model that is slow on one rank, and that hangs for as long as a file is there."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from ddp_bp import nn
+
+
+class Straggling(nn.Module):
+    def __init__(self, width: int, num_outputs: int, slow_rank: int, hang: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, num_outputs)
+        self.is_slow = os.environ.get("OMPI_COMM_WORLD_RANK") == str(slow_rank)
+        self.hang = Path(hang)
+
+    def forward(self, x):
+        if self.training:
+            time.sleep(0.05 if self.is_slow else 0.01)
+            while self.is_slow and self.hang.exists():
+                time.sleep(0.05)
+        return self.layer(x)
+
+
+def straggling(input_shape, num_outputs, slow_rank: int = 1, hang: str = "/nonexistent"):
+    return Straggling(input_shape[0], num_outputs, slow_rank, hang)
