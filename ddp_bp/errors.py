@@ -15,6 +15,7 @@
     |   |-- DisagreementError     ranks differ in step, parameter layout, membership, BLAS or results
     |   |-- DeadlineError         a wait between processes passed its deadline
     |   |-- PeerLostError         a rank has died; the others can go on without it
+    |   |-- NodeLostError         all ranks that shared a memory have died; the job goes on from a checkpoint
     |   `-- RemoteError           another rank failed; that rank shows why
     |-- DownloadError             a file could not be had from any of its addresses
     `-- WireError                 a message that cannot be read, or of another version
@@ -104,6 +105,12 @@ class DeadlineError(DistributedError):
 class PeerLostError(DistributedError):
     """A rank of the communicator has died, or its death was made known by another rank. The communicator is of no more
     use, but for `survivors`."""
+
+
+class NodeLostError(DistributedError):
+    """All ranks that shared a memory have died, and with it what only they had: a part of the optimizer's state."""
+
+    on_every_rank = True
 
 
 class RemoteError(DistributedError):

@@ -159,8 +159,8 @@ def _measure_update(
     """Reduce and Adam in turns with copies, which clear the cache; also the seconds of these. Collective."""
     update, _ = build_update(communicator, nodes, num_parameters)
 
-    def step(_: int) -> None:
-        update.take_step(communicator.size, 1)
+    def step(number: int) -> None:
+        update.take_step(number, communicator.size, 1)
 
     times = race(communicator, {OURS: step, "copy": copying.copy}, num_repeats, _NUM_WARM_UP)
     num_bytes = bytes_moved(num_parameters, communicator.size)

@@ -76,7 +76,7 @@ class OurTraining:
             clock,
             lambda error, step: _show_failure(error, rank, step),
         )
-        self._step = composition.step
+        self._step = composition.team.step
         self._num_steps = 0
 
     def steps(self, count: int) -> float:

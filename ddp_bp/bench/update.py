@@ -12,10 +12,11 @@ from ddp_bp.parallel.arena import Arena
 from ddp_bp.parallel.communicator import Array, Communicator
 from ddp_bp.parallel.exchange import Exchange
 from ddp_bp.parallel.holdings import of_shard_runs
+from ddp_bp.parallel.journal import Journal
 from ddp_bp.parallel.nodes import Nodes
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
 from ddp_bp.worker.phases import PhaseClock
-from ddp_bp.worker.update import Update
+from ddp_bp.worker.update import Update, block_elements, changed_vectors
 
 _FLOAT32_BYTES = 4
 _PATTERN_ELEMENTS = 2**16
@@ -44,12 +45,15 @@ def build_update(communicator: Communicator, nodes: Nodes, num_parameters: int) 
         piece = gradient[start : start + _PATTERN_ELEMENTS]
         piece[:] = pattern[: piece.size]
     communicator.barrier()
+    num_vectors = len(changed_vectors(flat, optimizer, None))
+    journal = Journal(arena, 0, num_vectors, block_elements(optimizer, exchange.longest_slice), np.float32)
     update = Update(
         parameters=flat,
         buffers=Buffers([]),
         optimizer=optimizer,
         exchange=exchange,
         moves=np.empty(0, np.float32),
+        journal=journal,
         communicator=communicator,
         clock=PhaseClock(PHASE_BUCKETS_SECONDS),
     )

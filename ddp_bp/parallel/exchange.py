@@ -49,6 +49,8 @@ class Exchange:
         slices = slices_by_rank(nodes, self.ranges)
         self.bounds: Bounds = slices[rank]
         """The slice [lo, hi) of the vector that is this rank's."""
+        self.longest_slice = max(last - first for first, last in slices)
+        """Elements of the longest slice of any rank."""
         lo, hi = self.bounds
         number = nodes.node_of_rank[rank]
         walked = [(node, vector, 0) for node, vector in zip(holdings.tree_nodes[number], holdings.vectors, strict=True)]
@@ -60,7 +62,7 @@ class Exchange:
             walked += [(node, vector, lo) for node, vector in self._between.incoming]
         walked.sort(key=lambda entry: entry[0])
         walk = Walk([node for node, _, _ in walked], num_shards, hi - lo, holdings.dtype)
-        own = [(max(lo, first), min(hi, last)) for first, last in pending or [(0, num_elements)]]
+        own = [(max(lo, first), min(hi, last)) for first, last in ([(0, num_elements)] if pending is None else pending)]
         # Another rank may have to finish what this one has begun, and then needs all partials.
         keeps = communicator.size > 1
         self._blocks = walk.plan([(vector, origin) for _, vector, origin in walked], own, keeps=keeps)

@@ -31,6 +31,13 @@ class Nodes:
         )
 
 
+def nodes_of_survivors(nodes: Nodes, survivors: Sequence[int]) -> tuple[Nodes, list[int]]:
+    """The nodes of the ranks that are left, numbered anew as they are, and of each its number before."""
+    before = [nodes.node_of_rank[rank] for rank in survivors]
+    kept = list(dict.fromkeys(before))
+    return Nodes([kept.index(number) for number in before]), kept
+
+
 def slices_by_rank(nodes: Nodes, ranges: Sequence[Bounds]) -> list[Bounds]:
     """What each rank updates: its part of the elements `ranges[n]` that belong to the ranks of node n.
 

@@ -1,13 +1,14 @@
 """Ranks as threads of one process, so that tests can run a group without a launcher. Not for training.
 
-Every wait has a deadline: a rank that stays away gives the others a DeadlineError instead of a hang. A rank that raises
-RankKilled is dead to the others, who meet PeerLostError as they do under MPI.
+Every wait has a deadline: a rank that stays away gives the others a DeadlineError instead of a hang. A rank can die,
+and the others then meet PeerLostError as they do under MPI.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -19,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class RankKilled(BaseException):
-    """Raised by a rank to die on the spot, as if its process had been killed."""
+    """Unwinds a rank that has died, once all others have ended and can see nothing of that."""
 
 
 class _Board:
@@ -28,8 +29,9 @@ class _Board:
     `dead` and `leaving` are the ranks that died, and those that wait in `survivors` for a board of their own.
     """
 
-    def __init__(self, size: int, deadline_seconds: float) -> None:
+    def __init__(self, size: int, deadline_seconds: float, over: threading.Event | None = None) -> None:
         self.size = size
+        self.over = over or threading.Event()
         self.slots: list[Any] = [None] * size
         self.barrier = threading.Barrier(size)
         self.deadline_seconds = deadline_seconds
@@ -63,7 +65,7 @@ class _Board:
                 )
             if self.next is None:
                 living = tuple(sorted(self.leaving - self.dead))
-                self.next = (_Board(len(living), self.deadline_seconds), living)
+                self.next = (_Board(len(living), self.deadline_seconds, self.over), living)
                 self.changed.notify_all()
             return self.next
 
@@ -78,6 +80,8 @@ class ThreadCommunicator:
         self.can_lose_ranks = True
 
     def barrier(self) -> None:
+        if self.rank in self._board.dead:
+            raise RankKilled
         try:
             self._board.barrier.wait(self._board.deadline_seconds)
         except threading.BrokenBarrierError:
@@ -133,8 +137,16 @@ class ThreadCommunicator:
         return ThreadCommunicator(board, self.rank) if self.rank < count else None
 
     def survivors(self) -> tuple[Communicator, tuple[int, ...]]:
+        if self.rank in self._board.dead:
+            raise RankKilled
         board, numbers = self._board.leave(self.rank)
         return ThreadCommunicator(board, numbers.index(self.rank)), numbers
+
+    def die(self) -> NoReturn:
+        """Do nothing more, from here on, as if the process had been killed."""
+        self._board.bury(self.rank)
+        self._board.over.wait()
+        raise RankKilled
 
     def abort(self, exit_code: int) -> NoReturn:
         self._board.barrier.abort()
@@ -152,8 +164,8 @@ def run_ranks(
 ) -> list[Result]:
     """Run `function` on `size` ranks and return their results in rank order.
 
-    The first exception of any rank is raised here, and the other ranks are released from their waits. A rank that
-    raises RankKilled has no result: None.
+    The first exception of any rank is raised here, and the other ranks are released from their waits. A rank that has
+    died has no result: None.
     """
     board = _Board(size, deadline_seconds)
     results: list[Any] = [None] * size
@@ -162,17 +174,22 @@ def run_ranks(
     def run(rank: int) -> None:
         try:
             results[rank] = function(ThreadCommunicator(board, rank))
-        except RankKilled:
-            board.bury(rank)
         except BaseException as error:
-            failures.append(error)
-            board.barrier.abort()
+            # What a dead rank does once it may unwind is of no interest, whatever caught that it was killed.
+            if rank not in board.dead:
+                failures.append(error)
+                board.barrier.abort()
 
     threads = [threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True) for rank in range(size)]
     for thread in threads:
         thread.start()
+    deadline = monotonic() + 2 * deadline_seconds
+    for rank, thread in enumerate(threads):
+        while thread.is_alive() and rank not in board.dead and monotonic() < deadline:
+            thread.join(0.05)
+    board.over.set()
     for thread in threads:
-        thread.join(2 * deadline_seconds)
+        thread.join(1.0)
         if thread.is_alive():
             raise DeadlineError(f"{thread.name} of {size} did not end within {2 * deadline_seconds} s")
     causes = [error for error in failures if not isinstance(error, DeadlineError)] or failures

@@ -7,94 +7,78 @@ from dataclasses import dataclass
 
 from ddp_bp.data.batches import Batches
 from ddp_bp.engine.buffers import Buffers
-from ddp_bp.optim import ExponentialMovingAverage
-from ddp_bp.parallel.agreement import Agreement
 from ddp_bp.parallel.arena import Arena
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.parallel.exchange import Exchange
-from ddp_bp.parallel.holdings import of_shard_runs
 from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.worker.assemble import Job
-from ddp_bp.worker.audit import Audit
-from ddp_bp.worker.comparison import Comparison
 from ddp_bp.worker.evaluation import Evaluation
 from ddp_bp.worker.phases import PhaseClock
-from ddp_bp.worker.shards import ShardComputation
 from ddp_bp.worker.snapshot import Snapshot
-from ddp_bp.worker.step import TrainingStep
-from ddp_bp.worker.update import Update
+from ddp_bp.worker.team import Team, Trained, build_team, place_state
 
 
 @dataclass(frozen=True)
 class Composition:
-    """The step of one rank and its two halves, what checks it, and views of its state."""
+    """A team, what evaluates what it holds, and views of its state."""
 
-    step: TrainingStep
-    shards: ShardComputation
-    update: Update
+    team: Team
     snapshot: Snapshot
-    buffers: Buffers
-    comparison: Comparison
     evaluation: Evaluation | None
 
 
 def compose(
     communicator: Communicator, job: Job, clock: PhaseClock, on_failure: Callable[[BaseException, int], None]
 ) -> Composition:
-    """Put together the step of `job` on this rank; see `TrainingStep` for the last two. Call on all ranks alike."""
-    plan, recipe = job.plan, job.recipe
+    """Put together the step of `job` on this rank; see `Trained` for the last two. Call on all ranks alike."""
+    recipe = job.recipe
     buffers = Buffers(job.objective.model.named_buffers())
-    size = job.parameters.size + buffers.size
     alone = recipe.exchange.algorithm == "messages"
     nodes = Nodes(list(range(communicator.size))) if alone else find_nodes(communicator)
-    arena = Arena(communicator, nodes)
-    stack, holdings = of_shard_runs(arena, size, plan.num_shards, job.parameters.dtype)
-    exchange = Exchange(communicator, nodes, size, plan.num_shards, holdings)
-    job.parameters.move_to(arena.allocate("parameters", job.parameters.size, job.parameters.dtype))
-    job.optimizer.move_to(arena.allocate)
-    decay = recipe.train.ema_decay
-    average = None if decay is None else ExponentialMovingAverage(job.parameters, decay, allocate=arena.allocate)
-    agreement = Agreement(communicator, plan.num_shards, job.layout)
-    batches = Batches(job.data.train, plan, job.data.augment)
-    shards = ShardComputation(job.objective, batches, job.parameters, buffers, agreement, communicator, clock, stack)
-    update = Update(
+    average, moves = place_state(
+        Arena(communicator, nodes), job.parameters, job.optimizer, buffers, recipe.train.ema_decay
+    )
+    trained = Trained(
+        objective=job.objective,
+        batches=Batches(job.data.train, job.plan, job.data.augment),
         parameters=job.parameters,
         buffers=buffers,
         optimizer=job.optimizer,
-        exchange=exchange,
-        moves=arena.allocate("moves", buffers.size, job.parameters.dtype),
-        communicator=communicator,
-        clock=clock,
-        clip_norm=recipe.optimizer.clip_norm,
-        clip_value=recipe.optimizer.clip_value,
         average=average,
-    )
-    every_steps = recipe.fault.compare_every_steps
-    comparison = Comparison(communicator, nodes, job.parameters, buffers, job.optimizer, average, every_steps)
-    step = TrainingStep(
-        plan=plan,
-        shards=shards,
-        audit=Audit(shards, plan, communicator, recipe.fault.audit),
-        comparison=comparison,
-        update=update,
-        agreement=agreement,
+        moves=moves,
+        layout=job.layout,
         clock=clock,
         on_failure=on_failure,
+        clip_norm=recipe.optimizer.clip_norm,
+        clip_value=recipe.optimizer.clip_value,
+        audit=recipe.fault.audit,
+        compare_every_steps=recipe.fault.compare_every_steps,
     )
+    return around(build_team(trained, communicator, nodes), job)
+
+
+def around(team: Team, job: Job) -> Composition:
+    """What there is besides a team that takes the steps of `job`. Not collective."""
+    trained, communicator = team.trained, team.communicator
     snapshot = Snapshot(
-        job.objective.model, job.parameters, job.optimizer, buffers, average, exchange.bounds, communicator.rank
+        job.objective.model,
+        trained.parameters,
+        trained.optimizer,
+        trained.buffers,
+        trained.average,
+        team.exchange.bounds,
+        communicator.rank,
     )
     evaluation = None
     if job.data.evaluation is not None:
         evaluation = Evaluation(
             job.objective,
             job.data.evaluation,
-            recipe.train.eval_batch_size,
+            job.recipe.train.eval_batch_size,
             communicator,
             job.layout,
-            on_failure,
-            update.evaluated_weights,
-            buffers,
-            plan.seed,
+            trained.on_failure,
+            team.update.evaluated_weights,
+            trained.buffers,
+            job.plan.seed,
         )
-    return Composition(step, shards, update, snapshot, buffers, comparison, evaluation)
+    return Composition(team, snapshot, evaluation)

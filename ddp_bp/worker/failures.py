@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
-from ddp_bp.errors import DdpError, RemoteError
+from ddp_bp.errors import DdpError, PeerLostError, RemoteError
 from ddp_bp.parallel.agreement import Verdict
 from ddp_bp.parallel.communicator import Communicator
 
@@ -57,6 +57,8 @@ def together(communicator: Communicator, function: Callable[[], Result]) -> Resu
     failure: BaseException | None = None
     try:
         result = function()
+    except PeerLostError:
+        raise
     except BaseException as error:  # also SystemExit: the other ranks must hear of it
         failure = error
     exit_code = 0 if failure is None else getattr(failure, "exit_code", 1)

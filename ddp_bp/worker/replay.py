@@ -95,8 +95,8 @@ def replay(job: Job, checkpoint: Checkpoint | None, records: Sequence[Record], s
         for record in records:
             job.schedule.apply(record.step)
             # A shard that sums over the others cannot be computed without them.
-            if record.step == step and shard is not None and not composed.shards.needs_all_shards:
-                result, _ = composed.shards.recompute(step, shard)
+            if record.step == step and shard is not None and not composed.team.shards.needs_all_shards:
+                result, _ = composed.team.shards.recompute(step, shard)
                 results = {shard: f"{result.digest:016x}"}
                 _compare(record, results, None, found)
                 break
@@ -114,7 +114,7 @@ def replay(job: Job, checkpoint: Checkpoint | None, records: Sequence[Record], s
 
 def _take_step(composed: Composition, ledger: Ledger, job: Job, record: Record) -> dict[int, str]:
     """The digests of the results of all shards."""
-    result = composed.step.run(record.step)
+    result = composed.team.step.run(record.step)
     epoch, step_in_epoch = job.plan.position(record.step)
     num_samples, skipped = job.plan.batch_size_at(step_in_epoch), bool(result.nonfinite_shards)
     digests = result.shard_digests, result.shard_results

@@ -96,7 +96,7 @@ class _Run:
         rank = communicator.rank
         clock = PhaseClock(PHASE_BUCKETS_SECONDS)
         composed = compose(communicator, job, clock, self._show_failure)
-        self._evaluated_weights = composed.update.evaluated_weights
+        self._evaluated_weights = composed.team.update.evaluated_weights
         snapshot = composed.snapshot
         if settings.resumes:
             self._progress, chain = restore(communicator, job, snapshot, settings.checkpoint)
@@ -108,9 +108,9 @@ class _Run:
         digest = recipe_sha256(job.recipe)
         self._loop = TrainingLoop(
             job=job,
-            step=composed.step,
+            step=composed.team.step,
             evaluation=composed.evaluation,
-            comparison=composed.comparison,
+            comparison=composed.team.step.comparison,
             checkpointing=Checkpointing(job, snapshot, self._progress, self._ledger, communicator, link, digest),
             progress=self._progress,
             ledger=self._ledger,

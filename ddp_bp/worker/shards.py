@@ -164,6 +164,13 @@ class ShardComputation:
             result, _ = self._run_shard(step, shard, self._aside)
         return result, result.full_digest(self._aside.vector)
 
+    def compute_into(self, step: int, shard: int, vector: Array) -> tuple[float, float, float, int, int, int]:
+        """Any one shard, its partial into `vector` (P + B,); what an agreement's row says of it. Not collective."""
+        with self._alone():
+            result, num_samples = self._run_shard(step, shard, Partial(vector, self._parameters.size))
+        self.num_own_samples += num_samples
+        return (*result[:5], int(not result.is_finite))
+
     @property
     def needs_all_shards(self) -> bool:
         """Whether no shard can be computed without the others of its step."""

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ddp_bp.data import ShardPlan
-from ddp_bp.parallel.agreement import Agreement, Status
+from ddp_bp.errors import PeerLostError
+from ddp_bp.parallel.agreement import Agreement, Status, Verdict
+from ddp_bp.parallel.journal import Journal, Stage
 from ddp_bp.worker.audit import Audit
 from ddp_bp.worker.comparison import Comparison
 from ddp_bp.worker.failures import raise_together
@@ -55,13 +57,17 @@ class TrainingStep:
         comparison: Comparison,
         update: Update,
         agreement: Agreement,
+        journal: Journal,
         clock: PhaseClock,
         on_failure: Callable[[BaseException, int], None],
     ) -> None:
         """`on_failure(error, step)` shows a rank's own error before the others stop."""
         self._plan, self._shards, self._update = plan, shards, update
-        self._audit, self._comparison = audit, comparison
-        self._agreement, self._clock, self._on_failure = agreement, clock, on_failure
+        self.audit, self.comparison = audit, comparison
+        self._agreement, self._journal, self._clock = agreement, journal, clock
+        self._on_failure = on_failure
+        self.verdict: Verdict | None = None
+        """What was agreed on in the last step that came so far."""
 
     @property
     def num_own_samples(self) -> int:
@@ -74,48 +80,63 @@ class TrainingStep:
         Raises:
             RankFailure: on a rank whose computation raised.
             RemoteError: on the other ranks, then.
+            PeerLostError: on some ranks, if one has died; see `recovery`.
             DisagreementError: on all ranks, if they are not at the same step with the same parameters, or one of them
                 is found to compute wrongly.
         """
         self._clock.start()
+        self._journal.note(step, Stage.COMPUTING)
         failure = self._compute(step)
-        verdict = self._agreement.agree(
+        self._agreement.prepare(
             step,
             status=Status.FAILED if failure else Status.READY,
             requests=requests,
             squared_norm=self._update.squared_norm,
         )
+        self._journal.note(step, Stage.READY)
+        verdict = self._agreement.conclude()
         self._clock.lap(Phase.RANK_WAIT)
         raise_together(verdict, failure, f"at step {step}")
-        self._audit.compare(step)
-        self._comparison.run_if_due(step)
-        if verdict.nonfinite_shards:
-            self._update.skip_step()
-        else:
-            self._update.take_step(verdict.weight, self._num_filled_shards(step))
+        self.audit.compare(step)
+        self.comparison.run_if_due(step)
+        self.verdict = verdict
+        take(self._update, self._plan, step, verdict)
         self._clock.stop()
-        return StepResult(
-            verdict.loss,
-            verdict.weight,
-            verdict.correct,
-            verdict.requests,
-            verdict.nonfinite_shards,
-            verdict.shard_digests,
-            verdict.shard_results,
-            verdict.owners,
-            None if math.isnan(verdict.squared_norm) else math.sqrt(verdict.squared_norm),
-        )
+        return result_of(verdict)
 
     def _compute(self, step: int) -> BaseException | None:
         """Compute this rank's shards; returns the error that it met, if any."""
         try:
-            if self._shards.compute(step, self._audit.begin(step)):
-                self._audit.recompute(step)
+            if self._shards.compute(step, self.audit.begin(step)):
+                self.audit.recompute(step)
+        except PeerLostError:
+            raise
         except BaseException as error:  # a model that calls sys.exit must not leave the other ranks waiting
             self._on_failure(error, step)
             return error
         return None
 
-    def _num_filled_shards(self, step: int) -> int:
-        _, step_in_epoch = self._plan.position(step)
-        return min(self._plan.num_shards, self._plan.batch_size_at(step_in_epoch))
+
+def take(update: Update, plan: ShardPlan, step: int, verdict: Verdict) -> None:
+    """Take the step that was agreed on, or skip it where something is not finite. Collective."""
+    if verdict.nonfinite_shards:
+        update.skip_step(step)
+        return
+    _, step_in_epoch = plan.position(step)
+    num_filled_shards = min(plan.num_shards, plan.batch_size_at(step_in_epoch))
+    update.take_step(step, verdict.weight, num_filled_shards)
+
+
+def result_of(verdict: Verdict) -> StepResult:
+    """What there is to know after a committed step."""
+    return StepResult(
+        verdict.loss,
+        verdict.weight,
+        verdict.correct,
+        verdict.requests,
+        verdict.nonfinite_shards,
+        verdict.shard_digests,
+        verdict.shard_results,
+        verdict.owners,
+        None if math.isnan(verdict.squared_norm) else math.sqrt(verdict.squared_norm),
+    )

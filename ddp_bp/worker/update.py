@@ -8,7 +8,7 @@ ranks put their parts of those norms side by side, and every rank adds them up i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,9 +21,11 @@ from ddp_bp.optim import ExponentialMovingAverage, Optimizer
 from ddp_bp.optim.clip import clip_coefficient, clip_value_
 from ddp_bp.optim.layerwise import LayerwiseOptimizer
 from ddp_bp.optim.rows import ROW_ELEMENTS, row_square_sums
-from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.parallel.communicator import Bounds, Communicator
 from ddp_bp.parallel.exchange import Exchange
+from ddp_bp.parallel.journal import Journal, Stage
 from ddp_bp.parallel.membership import clip_bounds
+from ddp_bp.parallel.walk import BLOCK_ELEMENTS
 from ddp_bp.worker.phases import Phase, PhaseClock
 
 Array = npt.NDArray[Any]
@@ -40,17 +42,21 @@ class Update:
         optimizer: Optimizer,
         exchange: Exchange,
         moves: Array,
+        journal: Journal,
         communicator: Communicator,
         clock: PhaseClock,
         clip_norm: float | None = None,
         clip_value: float | None = None,
         average: ExponentialMovingAverage | None = None,
+        pending: Sequence[Bounds] | None = None,
     ) -> None:
         """Vectors are (P + B,): parameters, and after them the buffers' moves. `average` follows the parameters.
 
         moves: (B,), in memory that the ranks of the node share.
+        journal: where this rank notes what it changes; see `block_elements` and `changed_vectors`.
         clip_norm: the largest Euclidean norm of the mean gradient.
         clip_value: the largest absolute value of an element of it.
+        pending: which elements have not been updated yet, where another rank has begun the step; all by default.
         """
         self._parameters, self._buffers = parameters, buffers
         self._optimizer, self._average = optimizer, average
@@ -61,13 +67,15 @@ class Update:
         self._slices = np.empty((communicator.size, 2), np.int64)
         communicator.allgather(own, self._slices)
         self._lo, self._hi = own.tolist()
-        self._moves = moves
-        needs_norms = clip_norm is not None or isinstance(optimizer, LayerwiseOptimizer)
-        self._gradient = np.empty(self._hi - self._lo, parameters.dtype) if needs_norms else None
+        self._moves, self._journal = moves, journal
+        self._changed = changed_vectors(parameters, optimizer, average)
+        self._pending = pending
+        takes_norms = needs_norms(optimizer, clip_norm)
+        self._gradient = np.empty(self._hi - self._lo, parameters.dtype) if takes_norms else None
         self.squared_norm = math.nan
         """This rank's part of the squared norm of the last mean gradient, before clipping."""
 
-    def take_step(self, weight: float, num_filled_shards: int) -> None:
+    def take_step(self, step: int, weight: float, num_filled_shards: int) -> None:
         """Update parameters, optimizer state, average and buffers. Collective.
 
         `weight`: the number that the loss is averaged over; `num_filled_shards`: how many shards have samples, and so
@@ -92,27 +100,43 @@ class Update:
                     self._update_block(lo, lo + num_gradient, gradient)
                 else:
                     self._gradient[lo - self._lo : lo - self._lo + num_gradient] = gradient
+            if self._gradient is None:
+                self._journal.finish_block(hi)
             self._clock.lap(Phase.OPTIMIZER)
 
+        self._journal.begin_slice(self._exchange.bounds[0])
         self._exchange.reduce(take)
         if self._gradient is not None:
             self._update_slice(self._gradient)
-        self._optimizer.advance()
-        if self._average is not None:
-            self._average.advance()
         self._exchange.send_results(self._parameters.data)
         if self._buffers.size:
             self._exchange.send_results(self._moves, self._parameters.size)
+        self._journal.note(step, Stage.UPDATED)
         self._communicator.barrier()
+        self.commit(step)
+        self._clock.lap(Phase.EXCHANGE)
+
+    def commit(self, step: int) -> None:
+        """Take note that all slices have been updated. Not collective: nobody else is needed any more."""
+        self._optimizer.advance()
+        if self._average is not None:
+            self._average.advance()
         self._parameters.mark_changed()
         if self._buffers.size:
             self._buffers.commit(self._moves)
-        self._clock.lap(Phase.EXCHANGE)
+        self._journal.note(step, Stage.COMMITTED)
 
-    def skip_step(self) -> None:
-        """Leave everything as it was before the step, the shards' copies of the buffers included."""
+    def skip_step(self, step: int) -> None:
+        """Leave everything as it was before the step, the shards' copies of the buffers included. Collective."""
         self.squared_norm = math.nan
+        # Nobody goes on before all know, or the death of one that did would leave the others in doubt.
+        self._communicator.barrier()
+        self.commit_skip(step)
+
+    def commit_skip(self, step: int) -> None:
+        """Take note that the step is skipped. Not collective."""
         self._buffers.begin()
+        self._journal.note(step, Stage.COMMITTED)
 
     @contextmanager
     def evaluated_weights(self) -> Iterator[None]:
@@ -126,6 +150,8 @@ class Update:
             yield
 
     def _update_block(self, lo: int, hi: int, gradient: Array, norms: npt.NDArray[np.float64] | None = None) -> None:
+        if norms is None:
+            self._journal.protect(lo, hi, self._changed)
         if isinstance(self._optimizer, LayerwiseOptimizer):
             self._optimizer.update(lo, hi, gradient, norms)
         else:
@@ -138,11 +164,18 @@ class Update:
         lo, hi = self._lo, self._hi
         if self._clip_norm is not None:
             gradient *= clip_coefficient(self._norm(gradient), self._clip_norm)
-        norms = None
         if isinstance(self._optimizer, LayerwiseOptimizer):
+            # What it takes norms of is in the state already, so that its whole slice is one block.
+            self._journal.protect(lo, hi, self._changed)
             norms = self._layer_norms(self._optimizer, gradient)
-        if lo < hi:
-            self._update_block(lo, hi, gradient, norms)
+            if lo < hi:
+                self._update_block(lo, hi, gradient, norms)
+        else:
+            for first, last in [(lo, hi)] if self._pending is None else self._pending:
+                for start in range(max(first, lo), min(last, hi), BLOCK_ELEMENTS):
+                    stop = min(start + BLOCK_ELEMENTS, last, hi)
+                    self._update_block(start, stop, gradient[start - lo : stop - lo])
+                    self._journal.finish_block(stop)
         self._clock.lap(Phase.OPTIMIZER)
 
     def _norm(self, gradient: Array) -> float:
@@ -177,3 +210,25 @@ class Update:
             for row, (start, stop) in zip(table, edges, strict=True):
                 values[start:stop] = row[: stop - start]
         self._clock.lap(Phase.EXCHANGE)
+
+
+def needs_norms(optimizer: Optimizer, clip_norm: float | None) -> bool:
+    """Whether the whole gradient must be known before any parameter may move."""
+    return clip_norm is not None or isinstance(optimizer, LayerwiseOptimizer)
+
+
+def block_elements(optimizer: Optimizer, slice_elements: int) -> int:
+    """How many elements of a slice are changed at once, and so must be restored together."""
+    return slice_elements if restores_slices(optimizer) else min(BLOCK_ELEMENTS, slice_elements)
+
+
+def restores_slices(optimizer: Optimizer) -> bool:
+    """Whether a step that was begun can only be taken again from its beginning, on all slices."""
+    return isinstance(optimizer, LayerwiseOptimizer)
+
+
+def changed_vectors(
+    parameters: FlatParameters, optimizer: Optimizer, average: ExponentialMovingAverage | None
+) -> list[Array]:
+    """The vectors (P,) that a step changes in place."""
+    return [parameters.data, *optimizer.state.values(), *(average.state.values() if average else ())]

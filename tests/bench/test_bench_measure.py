@@ -96,8 +96,8 @@ def test_the_update_that_is_timed_is_an_adam_step_with_the_mean_of_the_partials(
     def run(communicator):
         update, partial = build_update(communicator, find_nodes(communicator), num_parameters)
         partial = partial.copy()
-        for _ in range(2):
-            update.take_step(communicator.size, 1)
+        for step in range(2):
+            update.take_step(step, communicator.size, 1)
         return partial, update._parameters.data.copy()
 
     outcomes = run_ranks(2, run)

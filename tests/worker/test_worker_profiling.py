@@ -64,7 +64,7 @@ def test_the_profiled_steps_are_those_of_training_to_the_bit(size: int) -> None:
     plain = job_of()
     communicator = SingleCommunicator()
     clock = PhaseClock(PHASE_BUCKETS_SECONDS)
-    step = compose(communicator, plain, clock, lambda error, number: None).step
+    step = compose(communicator, plain, clock, lambda error, number: None).team.step
     before = plain.parameters.data.tobytes()
     for number in range(WARM_UP_STEPS + STEPS):
         step.run(number)

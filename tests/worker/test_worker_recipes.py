@@ -57,7 +57,7 @@ def train(recipe: Recipe, communicator: Communicator) -> tuple[list[float], np.n
     """The mean loss of each step, and all parameters and buffers after them."""
     job = assemble(recipe, Path(), check_data=True)
     clock = PhaseClock(PHASE_BUCKETS_SECONDS)
-    step = compose(communicator, job, clock, lambda error, number: None).step
+    step = compose(communicator, job, clock, lambda error, number: None).team.step
     losses = []
     for number in range(NUM_STEPS):
         job.schedule.apply(number)

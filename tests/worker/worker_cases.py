@@ -18,11 +18,8 @@ from ddp_bp.engine.buffers import Buffers
 from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.engine.random import random_stream
 from ddp_bp.optim import Optimizer
-from ddp_bp.parallel.agreement import Agreement
 from ddp_bp.parallel.arena import Arena
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.parallel.exchange import Exchange
-from ddp_bp.parallel.holdings import of_shard_runs
 from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.wire import messages as m
 from ddp_bp.wire.codec import decode_from_worker, encode
@@ -34,6 +31,7 @@ from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.shards import ShardComputation
 from ddp_bp.worker.snapshot import Snapshot
 from ddp_bp.worker.step import TrainingStep
+from ddp_bp.worker.team import Team, Trained, build_team, place_state
 from ddp_bp.worker.update import Update
 
 DEADLINE_SECONDS = 10.0
@@ -85,6 +83,7 @@ class Case:
 class Rank:
     """The objects of one rank."""
 
+    team: Team
     step: TrainingStep
     shards: ShardComputation
     audit: Audit
@@ -113,6 +112,7 @@ def build_rank(
     case: Case,
     layout: int = 1,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    clock: PhaseClock | None = None,
 ) -> Rank:
     with random_stream(1, 0, 2**62):
         model = wrap(case.build())
@@ -124,58 +124,41 @@ def build_rank(
     plan = case.plan
     buffers = Buffers(model.named_buffers())
     nodes = find_nodes(communicator) if case.nodes is None else Nodes(case.nodes[: communicator.size])
-    arena, size = Arena(communicator, nodes), parameters.size + buffers.size
-    stack, holdings = of_shard_runs(arena, size, plan.num_shards, parameters.dtype)
-    exchange = Exchange(communicator, nodes, size, plan.num_shards, holdings)
-    parameters.move_to(arena.allocate("parameters", parameters.size, parameters.dtype))
-    optimizer.move_to(arena.allocate)
     failures: list[tuple[Exception, int]] = []
-    agreement, clock = Agreement(communicator, plan.num_shards, layout), PhaseClock(PHASE_BUCKETS_SECONDS)
-    average = (
-        None
-        if case.ema_decay is None
-        else optim.ExponentialMovingAverage(parameters, case.ema_decay, allocate=arena.allocate)
-    )
-    update = Update(
+    average, moves = place_state(Arena(communicator, nodes), parameters, optimizer, buffers, case.ema_decay)
+    trained = Trained(
+        objective=objective,
+        batches=Batches(case.dataset, plan),
         parameters=parameters,
         buffers=buffers,
         optimizer=optimizer,
-        exchange=exchange,
-        moves=arena.allocate("moves", buffers.size, parameters.dtype),
-        communicator=communicator,
-        clock=clock,
+        average=average,
+        moves=moves,
+        layout=layout,
+        clock=clock or PhaseClock(PHASE_BUCKETS_SECONDS),
+        on_failure=lambda error, step: failures.append((error, step)),
         clip_norm=case.clip_norm,
         clip_value=case.clip_value,
-        average=average,
+        audit=case.audit,
+        compare_every_steps=case.compare_every_steps,
     )
-    batches = Batches(case.dataset, plan)
-    shards = ShardComputation(objective, batches, parameters, buffers, agreement, communicator, clock, stack)
-    audit = Audit(shards, plan, communicator, case.audit)
-    comparison = Comparison(communicator, nodes, parameters, buffers, optimizer, average, case.compare_every_steps)
-    step = TrainingStep(
-        plan=plan,
-        shards=shards,
-        audit=audit,
-        comparison=comparison,
-        update=update,
-        agreement=agreement,
-        clock=clock,
-        on_failure=lambda error, step: failures.append((error, step)),
-    )
-    snapshot = Snapshot(model, parameters, optimizer, buffers, average, exchange.bounds, communicator.rank)
+    team = build_team(trained, communicator, nodes)
+    bounds = team.exchange.bounds
+    snapshot = Snapshot(model, parameters, optimizer, buffers, average, bounds, communicator.rank)
     return Rank(
-        step,
-        shards,
-        audit,
-        comparison,
-        update,
+        team,
+        team.step,
+        team.shards,
+        team.step.audit,
+        team.step.comparison,
+        team.update,
         parameters,
         optimizer,
         buffers,
         average,
         objective,
         snapshot,
-        exchange.bounds,
+        bounds,
         failures,
     )
 

@@ -70,7 +70,7 @@ def measure(communicator: Communicator, job: Job, num_steps: int) -> list[RankPr
         RankFailure: on a rank whose computation raised; RemoteError on the others. See `TrainingStep.run`.
     """
     rank, clock = communicator.rank, SpanClock()
-    step = compose(communicator, job, clock, lambda error, number: _show_failure(error, rank, number)).step
+    step = compose(communicator, job, clock, lambda error, number: _show_failure(error, rank, number)).team.step
     for number in range(WARM_UP_STEPS):
         job.schedule.apply(number)
         step.run(number)

@@ -1,0 +1,127 @@
+"""What each rank is doing to the shared state, noted where the ranks of its node can read it, so that they can go on.
+
+A rank notes how far it is in a step, and before it changes a block of its slice in place, what the block was. So a
+death at any instruction leaves every block as it was, as it is to be, or as its copy in the journal says. Nobody waits
+for the journal; it is read only when a rank has died. Knows neither what a step computes nor which vectors are changed.
+
+Writes of one process are seen by others in their order on x86, and on any processor once the writer is dead and the
+kernel has said so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from ddp_bp.parallel.arena import Arena
+from ddp_bp.parallel.communicator import Array, Bounds
+
+
+class Stage(IntEnum):
+    """How far a rank is in the step that it notes."""
+
+    COMPUTING = 0
+    READY = 1
+    """Its partials and its row of the agreement are complete."""
+    UPDATING = 2
+    """It knows that all ranks were ready: from now on the step is taken, whoever dies."""
+    UPDATED = 3
+    """Its slice has been updated to the end."""
+    COMMITTED = 4
+    """It knows that all slices have been."""
+
+
+_STEP, _STAGE, _DONE, _FIRST, _LAST = range(5)
+
+
+class Journal:
+    """What the ranks of a node note. Construct on all ranks alike; nothing else here is collective."""
+
+    def __init__(
+        self,
+        arena: Arena,
+        row_bytes: int,
+        num_vectors: int,
+        block_elements: int,
+        dtype: npt.DTypeLike,
+        position: tuple[int, Stage] = (-1, Stage.COMMITTED),
+    ) -> None:
+        """Collective.
+
+        Args:
+            row_bytes: the size of a rank's row of the agreement, which is kept here.
+            num_vectors: how many vectors a block of the state has.
+            block_elements: the most elements that are changed at once, on any rank.
+            position: where all ranks begin.
+        """
+        communicator, nodes = arena.communicator, arena.nodes
+        self._ranks = nodes.ranks[nodes.node_of_rank[communicator.rank]]
+        count, place = len(self._ranks), self._ranks.index(communicator.rank)
+        self._notes = arena.allocate("journal", (count, 5), np.int64)
+        self._rows = arena.allocate("rows", (count, row_bytes), np.uint8)
+        # Where nobody can go on after a death, nobody needs to know what a block was.
+        self._keeps_blocks = communicator.can_lose_ranks and communicator.size > 1
+        shape = (count, num_vectors, block_elements if self._keeps_blocks else 0)
+        self._blocks = arena.allocate("undo", shape, dtype)
+        self._own, self._own_block = self._notes[place], self._blocks[place]
+        self.row = self._rows[place]
+        """This rank's row of the agreement."""
+        self._begins_at = position
+        self._own[:] = *position, 0, 0, 0
+        communicator.barrier()
+
+    # ---- writing
+
+    def note(self, step: int, stage: Stage) -> None:
+        """This rank is now at that stage of that step."""
+        # In between, it is at no stage from which others could finish the step.
+        self._own[_STAGE] = Stage.COMPUTING
+        self._own[_STEP] = step
+        self._own[_STAGE] = stage
+
+    def begin_slice(self, lo: int) -> None:
+        """From here on elements from `lo` on will be changed in place, one block after another."""
+        self._own[_FIRST] = self._own[_LAST] = self._own[_DONE] = lo
+        self._own[_STAGE] = Stage.UPDATING
+
+    def protect(self, lo: int, hi: int, vectors: Sequence[Array]) -> None:
+        """Keep elements [lo, hi) of `vectors`, which are about to be changed."""
+        if not self._keeps_blocks:
+            return
+        for copy, vector in zip(self._own_block, vectors, strict=True):
+            copy[: hi - lo] = vector[lo:hi]
+        self._own[_FIRST], self._own[_LAST] = lo, hi
+
+    def finish_block(self, hi: int) -> None:
+        """All elements below `hi` of this rank's slice have their new values."""
+        self._own[_DONE] = hi
+
+    # ---- reading, once a rank has died
+
+    def position(self, rank: int) -> tuple[int, Stage]:
+        """The step and stage that a rank of this node has noted last."""
+        notes = self._notes[self._ranks.index(rank)]
+        return int(notes[_STEP]), Stage(int(notes[_STAGE]))
+
+    def has_begun(self) -> bool:
+        """Whether any rank of this node has noted anything."""
+        return bool((self._notes[:, : _STAGE + 1] != self._begins_at).any())
+
+    def row_of(self, rank: int) -> bytes:
+        """The row of the agreement of a rank of this node, at or after READY."""
+        return bytes(self._rows[self._ranks.index(rank)])
+
+    def undo_block(self, rank: int, vectors: Sequence[Array]) -> None:
+        """Give the block that a dead rank was changing its old values. To be called by one rank, when others wait."""
+        place = self._ranks.index(rank)
+        _, _, done, first, last = self._notes[place].tolist()
+        if done < last:
+            for copy, vector in zip(self._blocks[place], vectors, strict=True):
+                vector[first:last] = copy[: last - first]
+
+    def left_over(self, rank: int, bounds: Bounds) -> Bounds:
+        """What of a rank's slice, `bounds`, has not been updated in the step at which it is UPDATING."""
+        return int(self._notes[self._ranks.index(rank), _DONE]), bounds[1]

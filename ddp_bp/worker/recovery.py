@@ -1,0 +1,304 @@
+"""What the ranks that are left do when one has died: finish the step that was under way, to the bit.
+
+Every rank notes in its node's memory how far it is (`parallel.journal`), and partials, parameters and optimizer state
+lie there as well. So those that are left can tell, the same on each of them, what is missing:
+
+* shards that a dead rank had not finished are computed by the others, and only these;
+* if the ranks had agreed on the step, it is taken, whoever knew of that: what a dead rank had left of its slice is
+  updated by the others of its node, the block that it was in the middle of from a copy of what it was;
+* a rank that does not know yet that a step was complete is told.
+
+A node of which nobody is left takes its part of the optimizer's state with it: NodeLostError, and the job goes on from
+a checkpoint. Another death meanwhile makes those that are left begin anew with what there is then. Knows nothing of the
+coordinator, and not how a communicator finds out who lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+from ddp_bp.errors import NodeLostError, PeerLostError, RemoteError
+from ddp_bp.parallel.agreement import Account, Status, account_of, verdict_of
+from ddp_bp.parallel.arena import Arena
+from ddp_bp.parallel.communicator import Array, Bounds
+from ddp_bp.parallel.holdings import Holdings
+from ddp_bp.parallel.journal import Stage
+from ddp_bp.parallel.membership import shard_run
+from ddp_bp.parallel.nodes import Nodes, nodes_of_survivors, slices_by_rank
+from ddp_bp.worker.failures import RankFailure, raise_together
+from ddp_bp.worker.step import StepResult, result_of, take
+from ddp_bp.worker.team import Team, build_finishing_team, build_team
+from ddp_bp.worker.update import changed_vectors, restores_slices
+
+Position = tuple[int, int]
+Message = TypeVar("Message")
+
+
+class _Told(msgspec.Struct, array_like=True):
+    """What a rank that is left says of itself and of the dead of its node: by rank, step and stage, and the row."""
+
+    positions: dict[int, Position]
+    rows: dict[int, bytes]
+
+
+class _Computed(msgspec.Struct, array_like=True):
+    """What a rank has computed in place of dead ones: (shard, entry of a row) each, or that it has failed."""
+
+    entries: list[tuple[int, tuple[float, float, float, int, int, int]]]
+    failed: bool
+
+
+class Recovery:
+    """Settles the step of a team some of whose ranks have died. Used by every rank that is left, and once.
+
+    Ranks are numbered anew each time that some are lost; what stays is their identity, given at the beginning.
+    """
+
+    def __init__(self, team: Team, identities: Sequence[int], generation: int = 0) -> None:
+        """`identities`: of the ranks of `team`, in order. `generation`: as the recovery before this one left it."""
+        self._base, self._base_identities = team, tuple(identities)
+        self.generation = generation
+        """How many teams have been entered since the first."""
+        self._candidate: tuple[Team, tuple[int, ...]] | None = None
+        self._communicator = team.communicator
+        self.identities = tuple(identities)
+        """Of the ranks that are left, in order."""
+        self.result: StepResult | None = None
+        """Of the step that was finished; None where this rank had committed it, or nobody could have."""
+        self.num_recomputed_shards = 0
+        """How many shards were computed in place of dead ranks, on all ranks together."""
+
+    def run(self) -> Team:
+        """Finish what was begun; the team of the ranks that are left. To be called after PeerLostError.
+
+        Raises:
+            NodeLostError: on all ranks that are left, if of some node none is.
+            RankFailure: on a rank whose computation raised; RemoteError on the others.
+        """
+        while True:
+            self._communicator, numbers = self._communicator.survivors()
+            self.identities = tuple(self.identities[number] for number in numbers)
+            try:
+                self._stand_alike()
+                nodes, ranges = self._nodes_left()
+                num_steps = self._settle(nodes, ranges)
+                self._enter(
+                    build_team(self._base.trained, self._communicator, nodes, num_steps=num_steps, ranges=ranges)
+                )
+            except PeerLostError:
+                continue
+            return self._base
+
+    # ---- which team's step it is
+
+    def _enter(self, team: Team) -> None:
+        """From now on it is that team's journal that says how far everybody is. Collective."""
+        self._candidate = team, self.identities
+        self._communicator.barrier()
+        self._adopt(self._candidate, self.generation + 1)
+
+    def _adopt(self, candidate: tuple[Team, tuple[int, ...]], generation: int) -> None:
+        self._base, self._base_identities = candidate
+        self.generation, self._candidate = generation, None
+
+    def _stand_alike(self) -> None:
+        """Who was about to enter a team that others have entered, dead ones among them, does so, too. Collective."""
+        own = self.generation
+        if self._candidate is not None and self._candidate[0].journal.has_begun():
+            own += 1
+        generations = np.zeros((self._communicator.size, 1), np.int64)
+        self._communicator.allgather(np.array([own]), generations)
+        newest = int(generations.max())
+        if self.generation < newest:
+            # They passed the barrier of `_enter`, so that all had built that team.
+            assert self._candidate is not None
+            self._adopt(self._candidate, newest)
+
+    def _nodes_left(self) -> tuple[Nodes, list[Bounds]]:
+        """The nodes of the ranks that are left, and what each updates."""
+        nodes, kept = nodes_of_survivors(self._base.nodes, self._left())
+        if lost := sorted(set(range(len(self._base.nodes.ranks))) - set(kept)):
+            ranks = [list(self._base.nodes.ranks[number]) for number in lost]
+            raise NodeLostError(
+                f"all ranks of a node have died (ranks {ranks}), and with them the optimizer's state of their part of "
+                "the parameters; the job must go on from a checkpoint"
+            )
+        return nodes, [self._base.exchange.ranges[number] for number in kept]
+
+    def _left(self) -> list[int]:
+        """The numbers in the base team of the ranks that are left."""
+        return [self._base_identities.index(identity) for identity in self.identities]
+
+    # ---- how far it is
+
+    def _settle(self, nodes: Nodes, ranges: Sequence[Bounds]) -> int:
+        """Finish the base team's step if it can be finished; how many steps then are committed. Collective."""
+        base, left = self._base, self._left()
+        positions, rows = self._ask()
+        step, stage = max(positions.values())
+        own_step, own_stage = positions[base.communicator.rank]
+        if own_step < step or stage is Stage.COMMITTED:
+            # Others have seen that all slices are updated, or all have the verdict to skip.
+            if own_stage is not Stage.COMMITTED:
+                self._commit(own_step)
+            return step if stage is not Stage.COMMITTED else step + 1
+        if any(positions[rank][0] < step or positions[rank][1] is Stage.COMPUTING for rank in left):
+            # Some do not even have partials of their own: the step is taken from its beginning.
+            return step
+        unfinished = [rank for rank in positions if positions[rank] < (step, Stage.READY)]
+        if unfinished and base.shards.needs_all_shards:
+            return step
+        holdings, accounts = self._complete(step, unfinished, nodes)
+        runs = [shard_run(base.trained.plan.num_shards, base.communicator.size, rank) for rank in positions]
+        verdict = base.verdict
+        if verdict is None:
+            ready = set(positions) - set(unfinished)
+            verdict = verdict_of([*(account_of(rows[rank], rank, runs[rank]) for rank in sorted(ready)), *accounts])
+        raise_together(verdict, None, f"at step {step}")
+        pending = self._pending(step, positions)
+        finishing = build_finishing_team(base, self._communicator, nodes, ranges, holdings, pending, verdict, step)
+        self._enter(finishing)
+        take(finishing.update, base.trained.plan, step, verdict)
+        self.result = result_of(verdict)
+        return step + 1
+
+    def _ask(self) -> tuple[dict[int, Position], dict[int, bytes]]:
+        """The positions and rows of all ranks of the base team. Collective."""
+        base, left = self._base, self._left()
+        own = base.communicator.rank
+        of_node = base.nodes.ranks[base.nodes.node_of_rank[own]]
+        speaks = [own]
+        if own == next(rank for rank in of_node if rank in left):
+            speaks += [rank for rank in of_node if rank not in left]
+        told = _Told(
+            {rank: base.journal.position(rank) for rank in speaks}, {rank: base.journal.row_of(rank) for rank in speaks}
+        )
+        everyone = self._gather(told, _Told)
+        positions = {rank: position for said in everyone for rank, position in said.positions.items()}
+        rows = {rank: row for said in everyone for rank, row in said.rows.items()}
+        return {rank: (step, Stage(stage)) for rank, (step, stage) in sorted(positions.items())}, rows
+
+    def _commit(self, step: int) -> None:
+        """Take note of what others know: that all have finished that step."""
+        verdict = self._base.verdict or self._base.step.verdict
+        assert verdict is not None
+        if verdict.nonfinite_shards:
+            self._base.update.commit_skip(step)
+        else:
+            self._base.update.commit(step)
+        self.result = result_of(verdict)
+
+    # ---- what is missing
+
+    def _complete(self, step: int, unfinished: Sequence[int], nodes: Nodes) -> tuple[Holdings, list[Account]]:
+        """Compute the shards of the ranks that had not finished; who holds what then. Collective.
+
+        Raises:
+            RankFailure: on a rank whose computation raised; RemoteError on the others.
+        """
+        base, communicator, holdings = self._base, self._communicator, self._base.holdings
+        size = base.communicator.size
+        num_shards = base.trained.plan.num_shards
+        shards = [shard for rank in unfinished for shard in shard_run(num_shards, size, rank)]
+        parts = [shard_run(len(shards), communicator.size, rank) for rank in range(communicator.size)]
+        mine = nodes.ranks[nodes.node_of_rank[communicator.rank]]
+        vectors = Arena(communicator, nodes).allocate(
+            "recomputed", (sum(len(parts[rank]) for rank in mine), base.trained.vector_size), holdings.dtype
+        )
+        first = sum(len(parts[rank]) for rank in mine[: mine.index(communicator.rank)])
+        own = [shards[place] for place in parts[communicator.rank]]
+        failure: BaseException | None = None
+        computed = _Computed([], failed=False)
+        try:
+            for place, shard in enumerate(own, start=first):
+                computed.entries.append((shard, base.shards.compute_into(step, shard, vectors[place])))
+        except BaseException as error:  # all are to hear of it
+            base.trained.on_failure(error, step)
+            failure, computed.failed = error, True
+        everyone = self._gather(computed, _Computed)
+        if failure is not None:
+            raise RankFailure(failure, shown=True) from failure
+        for rank, said in enumerate(everyone):
+            if said.failed:
+                raise RemoteError(f"stopped at step {step}, because rank {rank} failed")
+        self.num_recomputed_shards += len(shards)
+        left = self._left()
+        layout = base.trained.layout
+        accounts = [
+            Account(left[rank], (step, layout, Status.READY, 0, 0.0), dict(said.entries))
+            for rank, said in enumerate(everyone)
+            if said.entries
+        ]
+        return _joined(base, holdings, set(unfinished), nodes, left, everyone, vectors), accounts
+
+    def _pending(self, step: int, positions: dict[int, Position]) -> list[Bounds]:
+        """What of this node's elements has not been updated. Blocks that were being changed get back what they were."""
+        base = self._base
+        own = base.communicator.rank
+        number = base.nodes.node_of_rank[own]
+        of_node = base.nodes.ranks[number]
+        starts_anew = restores_slices(base.trained.optimizer)
+        vectors = changed_vectors(base.trained.parameters, base.trained.optimizer, base.trained.average)
+        if own == next(rank for rank in of_node if rank in self._left()):
+            for rank in of_node:
+                if positions[rank] in ((step, Stage.UPDATING), (step, Stage.UPDATED)):
+                    base.journal.undo_block(rank, vectors)
+        if starts_anew:
+            return [base.exchange.ranges[number]]
+        slices = slices_by_rank(base.nodes, base.exchange.ranges)
+        pending = []
+        for rank in of_node:
+            if positions[rank] == (step, Stage.UPDATING):
+                pending.append(base.journal.left_over(rank, slices[rank]))
+            elif positions[rank] < (step, Stage.UPDATING):
+                pending.append(slices[rank])
+        if base.pending is not None:
+            pending = _common(pending, base.pending)
+        return pending
+
+    def _gather(self, own: Any, kind: type[Message]) -> list[Message]:
+        everyone = self._communicator.allgather_bytes(msgspec.msgpack.encode(own))
+        return [msgspec.msgpack.decode(data, type=kind) for data in everyone]
+
+
+def _joined(
+    base: Team,
+    holdings: Holdings,
+    dropped: set[int],
+    nodes: Nodes,
+    left: Sequence[int],
+    computed: Sequence[_Computed],
+    vectors: Array,
+) -> Holdings:
+    """What the base team holds but for `dropped` ranks, and what has been computed in their place into `vectors`."""
+    _, kept = nodes_of_survivors(base.nodes, left)
+    own_number = base.nodes.node_of_rank[base.communicator.rank]
+    tree_nodes, owners, own_vectors = [], [], []
+    for number, ranks in zip(kept, nodes.ranks, strict=True):
+        is_own = number == own_number
+        there = holdings.vectors if is_own else [None] * len(holdings.owners[number])
+        held = [
+            (node, owner, vector)
+            for node, owner, vector in zip(holdings.tree_nodes[number], holdings.owners[number], there, strict=True)
+            if owner not in dropped
+        ]
+        shards = [(shard, left[rank]) for rank in ranks for shard, _ in computed[rank].entries]
+        held += [
+            ((shard, shard + 1), owner, vectors[place] if is_own else None)
+            for place, (shard, owner) in enumerate(shards)
+        ]
+        held.sort(key=lambda entry: entry[0])
+        tree_nodes.append(tuple(node for node, _, _ in held))
+        owners.append(tuple(owner for _, owner, _ in held))
+        own_vectors += [vector for _, _, vector in held if vector is not None]
+    return Holdings(tuple(tree_nodes), tuple(owners), tuple(own_vectors), holdings.dtype)
+
+
+def _common(first: Sequence[Bounds], second: Sequence[Bounds]) -> list[Bounds]:
+    """What lies in a range of both, in order."""
+    pairs = [(max(a, c), min(b, d)) for a, b in first for c, d in second]
+    return sorted((lo, hi) for lo, hi in pairs if lo < hi)

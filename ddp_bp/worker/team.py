@@ -1,0 +1,227 @@
+"""The ranks that take a step together, and what each of them needs for it: built anew whenever a rank is lost.
+
+What is trained (`Trained`) stays where it is meanwhile. Knows neither recipes nor the coordinator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ddp_bp.data import ShardPlan
+from ddp_bp.data.batches import Batches
+from ddp_bp.engine.buffers import Buffers
+from ddp_bp.engine.flat import FlatParameters
+from ddp_bp.optim import ExponentialMovingAverage, Optimizer
+from ddp_bp.parallel.agreement import Agreement, Verdict, row_size
+from ddp_bp.parallel.arena import Arena
+from ddp_bp.parallel.communicator import Array, Bounds, Communicator
+from ddp_bp.parallel.exchange import Exchange
+from ddp_bp.parallel.holdings import Holdings, of_shard_runs
+from ddp_bp.parallel.journal import Journal, Stage
+from ddp_bp.parallel.nodes import Nodes
+from ddp_bp.worker.audit import Audit
+from ddp_bp.worker.comparison import Comparison
+from ddp_bp.worker.objective import Objective
+from ddp_bp.worker.phases import PhaseClock
+from ddp_bp.worker.shards import ShardComputation
+from ddp_bp.worker.step import TrainingStep
+from ddp_bp.worker.update import Update, block_elements, changed_vectors, needs_norms
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained, how, and where it lies: parameters, optimizer state, average and `moves` (B,) in memory that the
+    ranks of a node share.
+
+    layout: a fingerprint of what must be equal on all ranks. audit: the fraction of shards that are computed twice.
+    compare_every_steps: after how many steps ranks compare what they hold; 0: never.
+    on_failure: shows a rank's own error, given the step, before the others stop.
+    """
+
+    objective: Objective
+    batches: Batches
+    parameters: FlatParameters
+    buffers: Buffers
+    optimizer: Optimizer
+    average: ExponentialMovingAverage | None
+    moves: Array
+    layout: int
+    clock: PhaseClock
+    on_failure: Callable[[BaseException, int], None]
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    audit: float = 0.0
+    compare_every_steps: int = 0
+
+    @property
+    def plan(self) -> ShardPlan:
+        return self.batches.plan
+
+    @property
+    def vector_size(self) -> int:
+        """Elements of a partial: those of the parameters, and of the buffers' moves."""
+        return self.parameters.size + self.buffers.size
+
+
+@dataclass(frozen=True)
+class Team:
+    """The ranks of a communicator, and one rank's objects among them.
+
+    verdict, pending: what was agreed on of the step that this team is there to finish, and which elements of this
+        node were not updated when it began; None for one that takes steps.
+    """
+
+    trained: Trained
+    communicator: Communicator
+    nodes: Nodes
+    holdings: Holdings
+    exchange: Exchange
+    journal: Journal
+    update: Update
+    shards: ShardComputation
+    step: TrainingStep
+    verdict: Verdict | None = None
+    pending: tuple[Bounds, ...] | None = None
+
+
+def place_state(
+    arena: Arena, parameters: FlatParameters, optimizer: Optimizer, buffers: Buffers, ema_decay: float | None
+) -> tuple[ExponentialMovingAverage | None, Array]:
+    """Move what is trained into memory that the ranks of a node share; the average, and the moves of buffers (B,).
+
+    Collective.
+    """
+    parameters.move_to(arena.allocate("parameters", parameters.size, parameters.dtype))
+    optimizer.move_to(arena.allocate)
+    average = None
+    if ema_decay is not None:
+        average = ExponentialMovingAverage(parameters, ema_decay, allocate=arena.allocate)
+    return average, arena.allocate("moves", buffers.size, parameters.dtype)
+
+
+def build_team(
+    trained: Trained,
+    communicator: Communicator,
+    nodes: Nodes,
+    *,
+    num_steps: int = 0,
+    ranges: Sequence[Bounds] | None = None,
+) -> Team:
+    """A team that takes steps, `num_steps` of which have been committed. Collective.
+
+    `ranges`: by node, which elements its ranks update; by default in proportion to their number.
+    """
+    arena, plan = Arena(communicator, nodes), trained.plan
+    stack, holdings = of_shard_runs(arena, trained.vector_size, plan.num_shards, trained.parameters.dtype)
+    exchange = Exchange(communicator, nodes, trained.vector_size, plan.num_shards, holdings, ranges=ranges)
+    journal = _journal(trained, arena, exchange, (num_steps - 1, Stage.COMMITTED))
+    update = _update(trained, communicator, exchange, journal)
+    agreement = Agreement(communicator, plan.num_shards, trained.layout, journal.row)
+    shards = ShardComputation(
+        trained.objective,
+        trained.batches,
+        trained.parameters,
+        trained.buffers,
+        agreement,
+        communicator,
+        trained.clock,
+        stack,
+    )
+    step = TrainingStep(
+        plan=plan,
+        shards=shards,
+        audit=Audit(shards, plan, communicator, trained.audit),
+        comparison=Comparison(
+            communicator,
+            nodes,
+            trained.parameters,
+            trained.buffers,
+            trained.optimizer,
+            trained.average,
+            trained.compare_every_steps,
+        ),
+        update=update,
+        agreement=agreement,
+        journal=journal,
+        clock=trained.clock,
+        on_failure=trained.on_failure,
+    )
+    return Team(trained, communicator, nodes, holdings, exchange, journal, update, shards, step)
+
+
+def build_finishing_team(
+    base: Team,
+    communicator: Communicator,
+    nodes: Nodes,
+    ranges: Sequence[Bounds],
+    holdings: Holdings,
+    pending: Sequence[Bounds],
+    verdict: Verdict,
+    step: int,
+) -> Team:
+    """A team that takes the step `step` of `base` on from where that stood. Collective.
+
+    `holdings`: of partials, which are complete; `pending`: what has not been updated yet of the elements that belong to
+    this node.
+    """
+    trained, arena = base.trained, Arena(communicator, nodes)
+    exchange = Exchange(
+        communicator,
+        nodes,
+        trained.vector_size,
+        trained.plan.num_shards,
+        holdings,
+        ranges=ranges,
+        # Norms are over everything, whatever has been updated since.
+        pending=None if needs_norms(trained.optimizer, trained.clip_norm) else pending,
+    )
+    journal = _journal(trained, arena, exchange, (step, Stage.READY))
+    update = _update(trained, communicator, exchange, journal, pending)
+    return Team(
+        trained,
+        communicator,
+        nodes,
+        holdings,
+        exchange,
+        journal,
+        update,
+        base.shards,
+        base.step,
+        verdict,
+        tuple(pending),
+    )
+
+
+def _journal(trained: Trained, arena: Arena, exchange: Exchange, position: tuple[int, Stage]) -> Journal:
+    return Journal(
+        arena,
+        row_size(trained.plan.num_shards, arena.communicator.size),
+        len(changed_vectors(trained.parameters, trained.optimizer, trained.average)),
+        block_elements(trained.optimizer, exchange.longest_slice),
+        trained.parameters.dtype,
+        position,
+    )
+
+
+def _update(
+    trained: Trained,
+    communicator: Communicator,
+    exchange: Exchange,
+    journal: Journal,
+    pending: Sequence[Bounds] | None = None,
+) -> Update:
+    return Update(
+        parameters=trained.parameters,
+        buffers=trained.buffers,
+        optimizer=trained.optimizer,
+        exchange=exchange,
+        moves=trained.moves,
+        journal=journal,
+        communicator=communicator,
+        clock=trained.clock,
+        clip_norm=trained.clip_norm,
+        clip_value=trained.clip_value,
+        average=trained.average,
+        pending=pending,
+    )

@@ -1,0 +1,186 @@
+"""Ranks that die at any point of a step, as threads: the others finish it, and all bits are as if nobody had died.
+
+Deaths come where a rank times its phases: between any two pieces of work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_worker_update import OPTIMIZERS
+from worker_cases import Case, Rank, assert_same, build_rank, classes, network
+
+from ddp_bp import nn, optim
+from ddp_bp.data import ShardPlan
+from ddp_bp.errors import NodeLostError, PeerLostError, RemoteError
+from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.parallel.threads import run_ranks
+from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
+from ddp_bp.worker.failures import RankFailure
+from ddp_bp.worker.phases import Phase, PhaseClock
+from ddp_bp.worker.recovery import Recovery
+
+# A step has at least 8 laps. Whoever dies does so before the last step but one, so that all others hear of it.
+NUM_STEPS = 6
+LAST_LAP = 30
+PLAN = ShardPlan(35, 8, 4, 3)
+# 8,095 parameters: several pages, so that slices of several ranks are not empty.
+WIDE = Case(classes(35, 64), lambda: network(64, 119, 3), lambda p: optim.Adam(p, lr=0.01), PLAN)
+
+
+class MortalClock(PhaseClock):
+    """Its rank dies at the `at`-th lap that it counts, 0 being the first."""
+
+    def __init__(self, communicator: Any, at: int | None) -> None:
+        super().__init__(PHASE_BUCKETS_SECONDS)
+        self.communicator, self.laps_left = communicator, at
+
+    def lap(self, phase: Phase) -> None:
+        super().lap(phase)
+        if self.laps_left is not None:
+            self.laps_left -= 1
+            if self.laps_left < 0:
+                self.communicator.die()
+
+
+def train(
+    communicator: Communicator, case: Case, deaths: dict[int, int], built: threading.Barrier
+) -> tuple[dict[str, np.ndarray], list[float]]:
+    """Take all steps, going on with those that are left; what is then held whole, and the losses.
+
+    `deaths`: for ranks that die, after how many laps. Nobody begins before all have `built` what they need.
+    """
+    rank = build_rank(communicator, case, clock=MortalClock(communicator, deaths.get(communicator.rank)))
+    built.wait(20)
+    team, identities, generation = rank.team, tuple(range(communicator.size)), 0
+    losses: list[float] = []
+    while len(losses) < NUM_STEPS:
+        try:
+            result = team.step.run(len(losses))
+        except PeerLostError:
+            recovery = Recovery(team, identities, generation)
+            team, identities, generation = recovery.run(), recovery.identities, recovery.generation
+            result = recovery.result
+        if result is not None:
+            losses.append(result.loss)
+    return whole_state(rank), losses
+
+
+def whole_state(rank: Rank) -> dict[str, np.ndarray]:
+    state = rank.state()
+    if rank.team.nodes.ranks != (tuple(range(len(rank.team.nodes.node_of_rank))),):
+        # On several nodes the optimizer's state is in parts.
+        state = {name: values for name, values in state.items() if name not in rank.optimizer.state}
+    return state
+
+
+def check(case: Case, size: int, deaths: dict[int, int]) -> int:
+    """Compare with an undisturbed run of one rank; how many ranks were left."""
+    alone = dataclasses.replace(case, nodes=None)
+    [(expected, losses)] = run_ranks(1, lambda c: train(c, alone, {}, threading.Barrier(1)))
+    built = threading.Barrier(size)
+    left = [outcome for outcome in run_ranks(size, lambda c: train(c, case, deaths, built)) if outcome is not None]
+    for state, own_losses in left:
+        assert own_losses == losses
+        assert_same(state, {name: values for name, values in expected.items() if name in state})
+    return len(left)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 4), st.data())
+def test_any_ranks_may_die_at_any_time(size: int, data: st.DataObject) -> None:
+    """All but one at most, at random points, also while others recover."""
+    victims = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=size - 1, unique=True))
+    deaths = {victim: data.draw(st.integers(0, LAST_LAP), label=f"laps of {victim}") for victim in victims}
+    assert check(WIDE, size, deaths) >= 1
+
+
+@pytest.mark.parametrize("laps", range(16))
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_death_at_every_lap_of_a_step(laps: int, victim: int) -> None:
+    assert check(WIDE, 2, {victim: laps}) == 1
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.3], ids=["", "clipped"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("laps", [9, 11, 12, 13, 14, 15])
+def test_every_optimizer_is_finished_by_others(name: str, clip_norm: float | None, laps: int) -> None:
+    case = dataclasses.replace(WIDE, optimizer=OPTIMIZERS[name], clip_norm=clip_norm, ema_decay=0.9)
+    check(case, 3, {1: laps})
+
+
+def batch_norm_network() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 3))
+
+
+def sync_network() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 40), nn.SyncBatchNorm(40), nn.ReLU(), nn.Linear(40, 3))
+
+
+@pytest.mark.parametrize("build", [batch_norm_network, sync_network])
+@pytest.mark.parametrize("laps", [3, 8, 12, 14, 16, 20, 26])
+def test_buffers_and_sums_over_shards_survive(build: Any, laps: int) -> None:
+    case = dataclasses.replace(WIDE, build=build, dataset=classes(40, 64), plan=ShardPlan(40, 8, 4, 3))
+    check(case, 3, {2: laps})
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, LAST_LAP), st.integers(0, 3))
+def test_a_rank_of_several_nodes_may_die_where_another_of_its_node_is_left(laps: int, victim: int) -> None:
+    check(dataclasses.replace(WIDE, nodes=[0, 1, 0, 1]), 4, {victim: laps})
+
+
+def test_a_node_of_which_nobody_is_left_ends_the_step_on_all_others() -> None:
+    case = dataclasses.replace(WIDE, nodes=[0, 1, 0])
+
+    built = threading.Barrier(3)
+
+    def run(communicator: Communicator) -> str:
+        with pytest.raises(NodeLostError, match=r"all ranks of a node have died \(ranks \[\[1\]\]\)") as caught:
+            train(communicator, case, {1: 7}, built)
+        return str(caught.value)
+
+    first, dead, last = run_ranks(3, run)
+    assert dead is None
+    assert first == last
+
+
+class RaisesLater(nn.Module):
+    """Raises whenever one thread has computed more than so many shards: only in the place of another."""
+
+    def __init__(self, model: nn.Module, limit: int) -> None:
+        self.model, self.limit, self.counts = model, limit, threading.local()
+
+    def forward(self, x: Any) -> Any:
+        self.counts.value = getattr(self.counts, "value", 0) + 1
+        if self.counts.value > self.limit:
+            raise ValueError("boom")
+        return self.model(x)
+
+
+def test_an_error_in_the_place_of_a_dead_rank_ends_the_job_on_all() -> None:
+    built = threading.Barrier(3)
+
+    def run(communicator: Communicator) -> tuple[str, list[Any]]:
+        rank = build_rank(
+            communicator,
+            dataclasses.replace(WIDE, plan=ShardPlan(35, 8, 3, 3)),
+            wrap=lambda model: RaisesLater(model, 1),
+            clock=MortalClock(communicator, 1 if communicator.rank == 2 else None),
+        )
+        built.wait(20)
+        with pytest.raises(PeerLostError):
+            rank.step.run(0)
+        with pytest.raises((RankFailure, RemoteError)) as caught:
+            Recovery(rank.team, (0, 1, 2)).run()
+        return type(caught.value).__name__, rank.failures
+
+    outcomes = [outcome for outcome in run_ranks(3, run) if outcome is not None]
+    assert sorted(name for name, _ in outcomes) == ["RankFailure", "RemoteError"]
+    assert [str(error) for _, failures in outcomes for error, _ in failures] == ["boom"]
