@@ -216,8 +216,9 @@ class _Watch:
                     self.outcome = max(outcome, self.outcome or 0)
                     if not text:
                         continue
+                # Open MPI says on stderr who died, and Hydra on stdout.
+                self.lines.append(text)
                 if name == "err":
-                    self.lines.append(text)
                     self.view.complain(text)
                 else:
                     self.view.say(text)

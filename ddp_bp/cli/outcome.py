@@ -38,7 +38,7 @@ def read_outcome(line: str) -> tuple[str, int | None]:
 
 
 def why_it_ended(lines: Sequence[str], mpirun_exit_code: int) -> str:
-    """Why a job ended without a word of its ranks, as far as the last lines of the launcher on stderr tell."""
+    """Why a job ended without a word of its ranks, as far as the last lines of the launcher tell."""
     said = re.sub(r"\s+", " ", "\n".join(lines))
     for pattern in _DEATHS:
         if found := pattern.search(said):

@@ -73,7 +73,7 @@ class Dying(Slow):
         self.num_calls = num_calls
 
     def forward(self, x):
-        if self.training and os.environ.get("OMPI_COMM_WORLD_RANK") == "1":
+        if self.training and launched_rank() == 1:
             self.num_calls -= 1
             if self.num_calls < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
