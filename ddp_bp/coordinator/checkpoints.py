@@ -27,6 +27,7 @@ REQUEST_SECONDS: Final = 600.0
 
 DURATION_BUCKETS_SECONDS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 300.0)
 
+_MEMBERSHIP_CHANGED: Final = "ranks have died, and the others go on without them"
 _NUM_REMEMBERED: Final = 256
 _NUM_REPEATED: Final = 16
 """How many outcomes a rank that comes back is told again; it waits for one at a time, and others may lie after it."""
@@ -95,7 +96,7 @@ class CheckpointDesk:
 
     def request(self, request_id: str, reason: str, tool: bytes | None, now: float) -> list[Instruction]:
         """Asks rank 0 for a checkpoint, on behalf of a tool or (None) of the clock."""
-        rank_0 = self._roster.member(0)
+        rank_0 = self._roster.current(0)
         if rank_0 is not None and rank_0.connected and not self._knows(request_id):
             self._asked[request_id] = _Asked(tool, now)
             self._used_requests.append(request_id)
@@ -132,20 +133,21 @@ class CheckpointDesk:
 
     # ---- receiving
 
-    def begin(self, message: CheckpointBegin, now: float) -> list[Instruction]:
+    def begin(self, sender: Member, message: CheckpointBegin, now: float) -> list[Instruction]:
         """A rank begins to send. If that comes too late, for this one was dropped or is over, the rank is told."""
+        if sender.epoch != self._roster.epoch:
+            return [Send(sender.identity, CheckpointDone(message.request_id, ok=False, message=_MEMBERSHIP_CHANGED))]
         if message.rank == 0:
             self._attach(message.answers or message.request_id, message.request_id)
         if message.request_id in self._closed or message.request_id in self._writing:
             late = CheckpointDone(message.request_id, ok=False, message="it came too late, for this one is over")
-            sender = self._roster.member(message.rank)
-            return [*([Send(sender.identity, late)] if sender is not None else []), *self._tell_tools(late)]
+            return [Send(sender.identity, late), *self._tell_tools(late)]
         instructions: list[Instruction] = []
         try:
             if self._assembly is not None and self._assembly.request_id == message.request_id:
                 self._assembly.begin(message, now)
                 return instructions
-            newer = Assembly(message, self._config.world_size, now)
+            newer = Assembly(message, self._roster.world_size, now)
         except WireError as error:
             return self._abort(message.request_id, error)
         if self._assembly is not None:
@@ -187,6 +189,19 @@ class CheckpointDesk:
             step = self._assembly.step
             self._assembly = None
         return self._close(request_id, "failed", str(error), step)
+
+    def membership_changed(self) -> list[Instruction]:
+        """Ranks have died, and the others go on: what was arriving will never be complete, what it was to answer is
+        to be asked for again."""
+        assembly, self._assembly = self._assembly, None
+        if assembly is None:
+            return []
+        self._asked = {**self._answered_by.pop(assembly.request_id, {}), **self._asked}
+        return self._close(assembly.request_id, "dropped", _MEMBERSHIP_CHANGED, assembly.step)
+
+    def ask_again(self, rank_0: Member) -> list[Instruction]:
+        """Hands a new rank 0 what has been asked for and not been answered."""
+        return [Send(rank_0.identity, TakeCheckpoint(request_id, "request")) for request_id in self._asked]
 
     # ---- outcome
 

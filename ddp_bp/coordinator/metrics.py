@@ -67,13 +67,18 @@ class JobCollector(Collector):
         for state in State:
             states.add_metric([state.value], float(state is coordinator.state))
         yield states
-        yield _gauge("ddp_bp_world_size", "Number of ranks that the job is made of.", coordinator.config.world_size)
+        roster = coordinator.roster
+        yield _gauge("ddp_bp_world_size", "Number of ranks that the job is made of.", roster.world_size)
+        about = "Rises each time that ranks have died and the others have gone on without them."
+        yield _gauge("ddp_bp_membership_epoch", about, roster.epoch)
+        about = "How often ranks that were left have gone on without those that had died."
+        yield CounterMetricFamily("ddp_bp_recoveries", about, value=roster.num_recoveries)
         yield CounterMetricFamily(
             "ddp_bp_restarts",
             "How often all ranks were started again from a checkpoint after a failure.",
             value=coordinator.config.num_restarts,
         )
-        connected = len(coordinator.roster.connected())
+        connected = len(roster.connected())
         yield _gauge("ddp_bp_workers_connected", "Number of ranks that are connected.", connected)
 
     def _training(self) -> Iterator[Metric]:

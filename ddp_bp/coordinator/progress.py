@@ -63,9 +63,10 @@ class Progress:
         self.eval_loss = History()
         self._window: deque[tuple[float, int]] = deque()
 
-    def report(self, report: Report) -> None:
-        """Takes in a report. Steps, samples and scalars are those of rank 0, which counts for all."""
-        durations = self.durations.setdefault(report.rank, {})
+    def report(self, report: Report, started_as: int) -> None:
+        """Takes in a report of the rank that had the number `started_as` at the start of the job, under which its
+        durations are kept. Steps, samples and scalars are those of rank 0, which counts for all."""
+        durations = self.durations.setdefault(started_as, {})
         for phase, delta in report.phases.items():
             if phase not in PHASES:
                 continue

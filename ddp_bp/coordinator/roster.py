@@ -1,6 +1,8 @@
-"""Which ranks are here, through which connection, and when each was last heard of.
+"""Which ranks are here, through which connection, when each was last heard of, and what it is called by now.
 
-Knows who may join; neither what training is about nor what is done with a rank that is missing.
+A rank is known by its number at the start of the job. Where some have died and the others go on, those are numbered
+anew (`Membership`); what they send then has the new number. Knows who may join; neither what training is about nor
+what is done with a rank that is missing.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ddp_bp.wire.messages import PROTOCOL_VERSION, Hello
+from ddp_bp.wire.messages import PROTOCOL_VERSION, Hello, Membership
 
 ALIVE_SECONDS: Final = 5.0
 """A rank heard of this recently is taken to be alive when another process claims its place."""
@@ -21,12 +23,15 @@ class Member:
 
     connected   its connection stands, as far as is known, and it has not said goodbye
     left        it said goodbye
+    rank        what it calls itself since the membership `epoch`
     step_at     when its last report with a committed step came
     """
 
     hello: Hello
     identity: bytes
     heard_at: float
+    rank: int
+    epoch: int = 0
     connected: bool = True
     left: bool = False
     step: int = 0
@@ -44,10 +49,18 @@ class Member:
 
 
 class Roster:
-    """The ranks of one job."""
+    """The ranks of one job.
+
+    epoch            of the membership, as the ranks count it; 0 until some have died and the others have gone on
+    lost             those that have died, as they were numbered at the start
+    num_recoveries   how often the ranks that were left have gone on
+    """
 
     def __init__(self, run_id: str, world_size: int) -> None:
-        self.world_size = world_size
+        self._started_size = world_size
+        self.epoch = 0
+        self.lost: tuple[int, ...] = ()
+        self.num_recoveries = 0
         self._run_id = run_id
         self._members: dict[int, Member] = {}
         self._ranks: dict[bytes, int] = {}
@@ -63,13 +76,15 @@ class Roster:
             return f"this coordinator serves run {self._run_id!r}, not {hello.run_id!r}; check the address"
         if hello.role == "tool":
             return None
-        if hello.world_size != self.world_size:
+        if hello.world_size != self._started_size:
             return (
-                f"rank {hello.rank} counts {hello.world_size} ranks, expected {self.world_size}; start the job with as "
-                "many ranks as the coordinator was told"
+                f"rank {hello.rank} counts {hello.world_size} ranks, expected {self._started_size}; start the job with "
+                "as many ranks as the coordinator was told"
             )
-        if not 0 <= hello.rank < self.world_size:
-            return f"rank {hello.rank}: expected 0 to {self.world_size - 1}"
+        if not 0 <= hello.rank < self._started_size:
+            return f"rank {hello.rank}: expected 0 to {self._started_size - 1}"
+        if hello.rank in self.lost:
+            return f"rank {hello.rank} is taken to be dead: the others have gone on without it; end this process"
         for rank, member in self._members.items():
             if rank != hello.rank and member.hello.shards != hello.shards:
                 return (
@@ -102,9 +117,40 @@ class Roster:
             self._ranks.pop(before.identity, None)
         if (other := self._ranks.pop(identity, None)) is not None and other != hello.rank:
             del self._members[other]
-        member = self._members[hello.rank] = Member(hello, identity, heard_at=now)
+        member = self._members[hello.rank] = Member(hello, identity, heard_at=now, rank=hello.rank)
+        if before is not None and (before.hello.pid, before.hello.hostname) == (hello.pid, hello.hostname):
+            member.rank, member.epoch = before.rank, before.epoch
         self._ranks[identity] = hello.rank
         return member
+
+    def announce(self, member: Member, message: Membership) -> bool | None:
+        """A rank says in which membership it goes on. True: the first one to say so, and the lost ones are forgotten;
+        False: another one of it, or of one that is over; None, and no change: it does not fit what others have said.
+        """
+        lost = tuple(sorted(message.lost))
+        fits = (
+            message.epoch >= member.epoch
+            and message.rank < message.world_size == self._started_size - len(lost)
+            and len(set(lost)) == len(lost)
+            and all(rank < self._started_size for rank in lost)
+            and member.hello.rank not in lost
+        )
+        if message.epoch == self.epoch:
+            namesake = self.current(message.rank)
+            fits = fits and lost == self.lost and (namesake is None or namesake is member)
+        elif message.epoch > self.epoch:
+            fits = fits and set(lost) > set(self.lost)
+        if not fits:
+            return None
+        is_new = message.epoch > self.epoch
+        if is_new:
+            self.epoch, self.lost = message.epoch, lost
+            self.num_recoveries += 1
+            for rank in lost:
+                if (gone := self._members.pop(rank, None)) is not None:
+                    self._ranks.pop(gone.identity, None)
+        member.rank, member.epoch = message.rank, message.epoch
+        return is_new
 
     def find(self, identity: bytes) -> Member | None:
         """The rank behind a connection; None for strangers."""
@@ -123,8 +169,23 @@ class Roster:
         return iter(sorted(self._members.items()))
 
     def member(self, rank: int) -> Member | None:
-        """A rank that joined at some time, connected or not."""
+        """A rank by its number at the start, if it joined at some time, connected or not."""
         return self._members.get(rank)
+
+    def current(self, rank: int) -> Member | None:
+        """A rank by its number in the newest membership; None if it has not said yet that it goes on in that."""
+        here = (member for member in self._members.values() if member.epoch == self.epoch)
+        return next((member for member in here if member.rank == rank), None)
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks there are in the newest membership."""
+        return self._started_size - len(self.lost)
+
+    @property
+    def unannounced(self) -> list[int]:
+        """Ranks that are here, and have not said yet that they go on in the newest membership."""
+        return [rank for rank, member in self if member.epoch != self.epoch]
 
     def connected(self) -> list[bytes]:
         """Connections of the ranks that are here, by rank."""

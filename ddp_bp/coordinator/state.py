@@ -102,10 +102,10 @@ class Coordinator:
                 return self.checkpoints.written(event, now, self.unix_seconds(now))
             case e.LedgerWritten(last_step):
                 logs = self.durability.ledger_written(event)
-                return [*logs, *(self._tell_rank_0(self.durability.ledger) if last_step is not None else [])]
+                return [*logs, *(self._tell_of_ledger(self.roster.connected()) if last_step is not None else [])]
             case e.SummaryWritten():
                 self.durability.summary_written()
-                return self._tell_rank_0(self.durability.summary)
+                return self._tell_of_summary()
             case e.MetricsWritten():
                 return []
             case e.DiskFailed():
@@ -134,8 +134,10 @@ class Coordinator:
         if isinstance(message, m.Heartbeat):
             member.heard(now)
             return []
+        if isinstance(message, m.Membership):
+            return self._announce(member, message, now)
         rank = 0 if isinstance(message, m.Evaluation) else message.rank
-        if member.hello.rank != rank or (rank != 0 and isinstance(message, _FROM_RANK_0)):
+        if member.rank != rank or (rank != 0 and isinstance(message, _FROM_RANK_0)):
             return None
         member.heard(now)
         return self._receive_from(member, message, payloads, now)
@@ -152,7 +154,10 @@ class Coordinator:
                 self.progress.evaluated(message)
                 return [e.AppendMetrics(evaluation_record(message, self.unix_seconds(now)))]
             case m.CheckpointBegin():
-                return self.checkpoints.begin(message, now)
+                return self.checkpoints.begin(member, message, now)
+            case m.CheckpointChunk() | m.CheckpointEnd() if member.epoch != self.roster.epoch:
+                # Of a checkpoint that was dropped when the others went on.
+                return []
             case m.CheckpointChunk():
                 return self.checkpoints.chunk(message, payloads[0], now)
             case m.CheckpointEnd():
@@ -185,28 +190,45 @@ class Coordinator:
         if hello.role == "tool":
             return instructions
         member = self.roster.join(hello, identity, now)
-        if self.roster.all_joined and self.state is State.WAITING:
-            self.state = advance(self.state, Signal.ALL_JOINED)
-            self.checkpoints.training_begins(now)
-            instructions.append(e.Log("info", f"all {self.config.world_size} ranks are here"))
+        instructions += self._begin_if_all_joined(now)
         if self.state is State.STOPPING:
             instructions.append(e.Send(identity, m.Stop(self.stop_cause or "user")))
         # First of all what is durable: a rank that is welcome again sends again whatever it does not know to be that.
         return [*self._repeat(member), *instructions] if is_back else instructions
 
+    def _begin_if_all_joined(self, now: float) -> list[e.Instruction]:
+        if not self.roster.all_joined or self.state is not State.WAITING:
+            return []
+        self.state = advance(self.state, Signal.ALL_JOINED)
+        self.checkpoints.training_begins(now)
+        return [e.Log("info", f"all {self.roster.world_size} ranks are here")]
+
     def _repeat(self, member: Member) -> list[e.Instruction]:
         """What a rank may have missed while its connection was lost; to hear it twice does no harm."""
-        instructions = self.checkpoints.outcomes(member)
-        if member.hello.rank == 0:
-            for acknowledged in (self.durability.ledger, self.durability.summary):
-                instructions += self._tell_rank_0(acknowledged)
+        instructions = [*self.checkpoints.outcomes(member), *self._tell_of_ledger([member.identity])]
+        return instructions + (self._tell_of_summary() if member.rank == 0 else [])
+
+    def _announce(self, member: Member, message: m.Membership, now: float) -> list[e.Instruction] | None:
+        """The ranks that are left go on without those that have died."""
+        is_new = self.roster.announce(member, message)
+        if is_new is None:
+            return None
+        member.heard(now)
+        instructions: list[e.Instruction] = []
+        if is_new:
+            lost = ", ".join(map(str, self.roster.lost))
+            text = f"the ranks that are left go on, {self.roster.world_size} of them; lost so far: rank {lost}"
+            instructions = [e.Log("info", text), *self.checkpoints.membership_changed()]
+        instructions += self._begin_if_all_joined(now)
+        if member.rank == 0 and member.epoch == self.roster.epoch:
+            instructions += self.checkpoints.ask_again(member)
         return instructions
 
     def _report(self, member: Member, report: m.Report, now: float) -> list[e.Instruction]:
         member.step, member.phase, member.report_at = report.step, report.phase, now
         if report.num_steps:
             member.step_at = now
-        self.progress.report(report)
+        self.progress.report(report, member.hello.rank)
         if report.rank != 0 or not report.num_steps:
             return []
         return [e.AppendMetrics(report_record(report, self.progress.samples_per_second))]
@@ -309,10 +331,14 @@ class Coordinator:
         logs = self.durability.failed(event, now)
         if event.job == "checkpoint":
             return self.checkpoints.failed(event.request_id or "", event.error)
-        return [*(self._tell_rank_0(self.durability.summary) if event.job == "summary" else []), *logs]
+        return [*(self._tell_of_summary() if event.job == "summary" else []), *logs]
 
-    def _tell_rank_0(self, message: m.Acknowledged | None) -> list[e.Instruction]:
-        rank_0 = self.roster.member(0)
-        if message is None or rank_0 is None or not rank_0.connected:
+    def _tell_of_ledger(self, identities: Sequence[bytes]) -> list[e.Instruction]:
+        acknowledged = self.durability.ledger
+        return [] if acknowledged is None else [e.Send(identity, acknowledged) for identity in identities]
+
+    def _tell_of_summary(self) -> list[e.Instruction]:
+        rank_0, acknowledged = self.roster.current(0), self.durability.summary
+        if acknowledged is None or rank_0 is None or not rank_0.connected:
             return []
-        return [e.Send(rank_0.identity, message)]
+        return [e.Send(rank_0.identity, acknowledged)]

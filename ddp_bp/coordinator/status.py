@@ -30,8 +30,11 @@ def status_of(coordinator: Coordinator, now: float) -> dict[str, Any]:
         "recipe": coordinator.config.recipe_name,
         "address": coordinator.address,
         "uptime_seconds": now - coordinator.started_at,
-        "world_size": coordinator.config.world_size,
+        "world_size": coordinator.roster.world_size,
         "restarts": coordinator.config.num_restarts,
+        "recoveries": coordinator.roster.num_recoveries,
+        "membership_epoch": coordinator.roster.epoch,
+        "lost_ranks": list(coordinator.roster.lost),
         "shards": coordinator.roster.shards,
         "step": progress.step,
         "total_steps": coordinator.config.total_steps,
@@ -65,10 +68,13 @@ def history_of(coordinator: Coordinator) -> dict[str, list[tuple[int, float | No
 def ready_problem(coordinator: Coordinator) -> str | None:
     """Why the job is not training with all its ranks; None when it is."""
     if coordinator.state.value != "training":
-        joined = f", {coordinator.roster.num_joined} of {coordinator.config.world_size} ranks have joined"
+        joined = f", {coordinator.roster.num_joined} of {coordinator.roster.world_size} ranks have joined"
         return f"the job is {coordinator.state.value}{joined if coordinator.state.value == 'waiting' else ''}"
     missing = [str(rank) for rank, member in coordinator.roster if not member.connected]
-    return f"rank {', '.join(missing)} is not connected" if missing else None
+    if missing:
+        return f"rank {', '.join(missing)} is not connected"
+    late = ", ".join(map(str, coordinator.roster.unannounced))
+    return f"rank {late} has not gone on yet without rank {coordinator.roster.lost[-1]}" if late else None
 
 
 def _rank_of(coordinator: Coordinator, rank: int, member: Member, now: float) -> dict[str, Any]:
@@ -76,6 +82,7 @@ def _rank_of(coordinator: Coordinator, rank: int, member: Member, now: float) ->
     means = {f"{phase}_seconds_mean": durations[phase].mean_seconds for phase in PHASES if phase in durations}
     return {
         "rank": rank,
+        "current_rank": member.rank,
         "hostname": member.hello.hostname,
         "pid": member.hello.pid,
         "connected": member.connected,

@@ -5,7 +5,9 @@ sends arrives in the order sent; nothing is promised about the order between ran
 knows neither bytes (see `codec`) nor what the coordinator does with a message.
 
 Conventions
-    rank            the rank that sends, 0 .. world_size - 1; the coordinator rejects a message under another's rank
+    rank            the rank that sends, 0 .. world_size - 1; the coordinator rejects a message under another's rank.
+                    In `Hello` that at the start of the job, which names the connection for as long as it stands; in
+                    all others that of the sender's latest `Membership`, if it has sent one
     step            number of committed optimizer steps since the beginning of the run, across resumes
     request_id      names one checkpoint, on every rank alike, for instance "step-<n>" or "final"; in messages to and
                     from a tool, and in TakeCheckpoint, the request that a checkpoint is to answer
@@ -116,6 +118,24 @@ class Hello(Message, frozen=True):
     hostname: str
     shards: Natural
     role: Literal["worker", "tool"] = "worker"
+
+
+class Membership(Message, frozen=True):
+    """Ranks have died, and those that are left go on without them: from each one that is left, in any order.
+
+    What a rank sends before it is still of the membership before; checkpoints of that are dropped, and their request
+    ids used up, so that those begun afterwards must have others. Requests that they were to answer are made again, to
+    the new rank 0. The sender's `Hello` stays what it was, and this follows it whenever it is sent again.
+
+    epoch       rises with each new membership; the first one, without this message, is 0
+    rank        what the sender is from now on, of `world_size`
+    lost        all ranks that have died so far, as they were numbered at the start: the same for all that are left
+    """
+
+    epoch: Annotated[int, msgspec.Meta(ge=1)]
+    rank: Rank
+    world_size: Annotated[int, msgspec.Meta(ge=1)]
+    lost: list[Rank]
 
 
 class Report(Message, frozen=True):
@@ -297,7 +317,8 @@ class CheckpointDone(Message, frozen=True):
 
 
 class Acknowledged(Message, frozen=True):
-    """`of` happened; for "ledger" every line up to and including `step` is durable. May come more than once.
+    """`of` happened; for "ledger" every line up to and including `step` is durable, which every rank is told, since any
+    may be rank 0 one day. May come more than once.
 
     ok=False (only for "finished"): the summary could not be written, `message` says why.
     """
@@ -317,6 +338,7 @@ class StatusReply(Message, frozen=True):
 FromWorker = (
     Hello
     | Heartbeat
+    | Membership
     | Report
     | LedgerRecords
     | Evaluation

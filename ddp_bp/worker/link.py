@@ -18,7 +18,17 @@ import zmq
 
 from ddp_bp.errors import AddressError, DeadlineError, DistributedError, WireError
 from ddp_bp.wire.codec import Buffer, decode_from_coordinator, encode
-from ddp_bp.wire.messages import FromCoordinator, FromWorker, Goodbye, Heartbeat, Hello, Refused, Report, Welcome
+from ddp_bp.wire.messages import (
+    FromCoordinator,
+    FromWorker,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Membership,
+    Refused,
+    Report,
+    Welcome,
+)
 
 Outgoing = tuple[FromWorker, tuple[Buffer, ...]]
 Reply = TypeVar("Reply")
@@ -37,6 +47,7 @@ class CoordinatorLink:
     def __init__(self, address: str, hello: Hello) -> None:
         """`address`: the coordinator's "tcp://host:port"."""
         self._address, self._hello = address, hello
+        self._introduction: list[Outgoing] = [(hello, ())]
         self._outbox: deque[Iterable[Outgoing]] = deque()
         self._inbox: deque[FromCoordinator] = deque()
         self._stream: Iterator[Outgoing] = iter(())
@@ -74,6 +85,13 @@ class CoordinatorLink:
                 self._drop_stale_reports()
             self._outbox.append([(message, ())])
         self._notify_thread()
+
+    def announce(self, membership: Membership) -> None:
+        """Queue the membership in which this rank goes on; a coordinator that it must introduce itself to again will
+        be told as well."""
+        with self._changed:
+            self._introduction = [(self._hello, ()), (membership, ())]
+        self.post(membership)
 
     def post_stream(self, messages: Iterable[Outgoing]) -> None:
         """Queue messages with payloads that are made while they are sent. Payloads must not change until then."""
@@ -175,7 +193,7 @@ class CoordinatorLink:
                 # After a lost connection the coordinator sees a stranger, who must introduce itself.
                 introduced = now
                 with self._changed:
-                    self._outbox.appendleft([(self._hello, ())])
+                    self._outbox.appendleft(list(self._introduction))
             # Read before the queue is: what was posted before `close` is then still found in it.
             closing = self._closing
             outgoing = outgoing or self._next_outgoing()

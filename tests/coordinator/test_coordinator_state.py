@@ -172,7 +172,7 @@ def test_only_the_latest_outcomes_are_repeated(training: Machine) -> None:
 def test_rank_0_that_comes_back_is_told_what_is_durable(training: Machine) -> None:
     training.event(e.LedgerWritten(4))
     assert _repeated(training.receive(b"new", hello(0))) == [m.Acknowledged("ledger", 4)]
-    assert _repeated(training.receive(b"other", hello(1))) == []
+    assert _repeated(training.receive(b"other", hello(1))) == [m.Acknowledged("ledger", 4)]
     training.receive(b"new", m.Finished(0, {"steps": 100}))
     assert _repeated(training.receive(b"newer", hello(0))) == [m.Acknowledged("ledger", 4)]
     assert sent(training.event(e.SummaryWritten()), m.Acknowledged) == [(b"newer", m.Acknowledged("finished"))]
@@ -391,7 +391,8 @@ def test_without_rank_0_nobody_is_asked(training: Machine) -> None:
 def test_the_ledger_is_acknowledged_when_durable(training: Machine) -> None:
     (append,) = training.receive(b"0", m.LedgerRecords(0, ['{"step": 4}'], 4, "ab"))
     assert append == e.AppendLedger(['{"step": 4}'])
-    assert sent(training.event(e.LedgerWritten(4)), m.Acknowledged) == [(b"0", m.Acknowledged("ledger", 4))]
+    told = sent(training.event(e.LedgerWritten(4)), m.Acknowledged)
+    assert told == [(b"0", m.Acknowledged("ledger", 4)), (b"1", m.Acknowledged("ledger", 4))]
 
 
 def test_a_ledger_that_cannot_be_written_is_tried_again(training: Machine) -> None:
@@ -409,7 +410,7 @@ def test_a_ledger_that_cannot_be_written_is_tried_again(training: Machine) -> No
 
 def test_steps_without_ledger_lines_are_told_and_training_goes_on(training: Machine) -> None:
     training.receive(b"0", m.LedgerRecords(0, ['{"step": 8}'], 8, "ab"))
-    log, acknowledged = training.event(e.LedgerWritten(8, gaps=((3, 7),)))
+    log, acknowledged, _ = training.event(e.LedgerWritten(8, gaps=((3, 7),)))
     assert isinstance(log, e.Log) and log.level == "warning" and "steps 3 to 7" in log.text
     assert acknowledged == e.Send(b"0", m.Acknowledged("ledger", 8))
     assert training.coordinator.durability.num_ledger_gaps == 1
@@ -631,7 +632,7 @@ class _Anything(RuleBasedStateMachine):
         for rank in (0, 1):
             self._take(self.machine.receive(str(rank).encode(), hello(rank)))
 
-    @rule(identity=_IDENTITIES, rank=st.integers(0, 2), which=st.integers(0, 9))
+    @rule(identity=_IDENTITIES, rank=st.integers(0, 2), which=st.integers(0, 11))
     def someone_speaks(self, identity: bytes, rank: int, which: int) -> None:
         messages: list[m.FromWorker] = [
             report(rank),
@@ -644,6 +645,8 @@ class _Anything(RuleBasedStateMachine):
             m.CheckpointRequest("asked"),
             m.Heartbeat(),
             m.StopRequest("user"),
+            m.Membership(1, 0, 1, [rank]),
+            m.Membership(2, 0, 1, [1]),
         ]
         self._take(self.machine.receive(identity, messages[which]))
 

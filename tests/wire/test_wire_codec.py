@@ -20,6 +20,7 @@ _LAYOUT = m.ArrayLayout("parameters", "model", "float32", 6, [m.TensorLayout("0.
 FROM_WORKER: list[m.FromWorker] = [
     m.Hello(1, "0.1.0", "r", 1, 2, 77, "node1", 4),
     m.Heartbeat(),
+    m.Membership(1, 0, 2, [0]),
     m.Report(0, 12, 1, 1.5e9, 3, 96, "train", {"forward": _DELTA}, {"train_loss": 0.5}),
     m.LedgerRecords(0, ['{"step": 3}'], 3, "ab"),
     m.Evaluation(12, 1, 0.5, None, 100, 0.1),

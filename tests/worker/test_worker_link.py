@@ -282,12 +282,17 @@ def test_a_coordinator_that_comes_back_meets_the_rank_again_and_gets_what_waited
     monkeypatch.setattr(link_module, "_HELLO_AGAIN_SECONDS", 0.2)
     first = coordinate()
     link = connect(first)
+    membership = m.Membership(1, 0, 1, [1])
+    link.announce(membership)
+    assert first.receive()[0] == membership
     first.close()
     link.post(m.LedgerRecords(0, ['{"step":0}'], 0, ""))
     again = coordinate(first.address)
     seen: list[m.FromWorker] = []
     while {type(message) for message in seen} < {m.Hello, m.LedgerRecords}:
         seen.append(again.receive()[0])
+    seen += [again.receive()[0] for _ in range(seen[-1] == hello())]
+    assert seen[seen.index(hello()) + 1] == membership
     again.send(m.Stop("SIGTERM"))
     wait_until(lambda: m.Stop("SIGTERM") in link.take(), "the command of the new coordinator", DEADLINE_SECONDS)
     link.close()
