@@ -16,6 +16,7 @@
     |   |-- DeadlineError         a wait between processes passed its deadline
     |   |-- PeerLostError         a rank has died; the others can go on without it
     |   |-- NodeLostError         all ranks that shared a memory have died; the job goes on from a checkpoint
+    |   |-- CoordinatorLostError  the coordinator is gone for good, with the rank that had started it
     |   `-- RemoteError           another rank failed; that rank shows why
     |-- DownloadError             a file could not be had from any of its addresses
     `-- WireError                 a message that cannot be read, or of another version
@@ -35,6 +36,8 @@ class DdpError(Exception):
     exit_code = 1
     on_every_rank = False
     """Whether all ranks of a job raise this together, so that one of them is enough to show it."""
+    restart_helps = False
+    """Whether a job that starts again from its newest checkpoint need not meet this again."""
 
 
 class InputError(DdpError):
@@ -109,6 +112,13 @@ class PeerLostError(DistributedError):
 
 class NodeLostError(DistributedError):
     """All ranks that shared a memory have died, and with it what only they had: a part of the optimizer's state."""
+
+    on_every_rank = True
+    restart_helps = True
+
+
+class CoordinatorLostError(DistributedError):
+    """The coordinator is gone for good: it ended with the rank that had started it."""
 
     on_every_rank = True
 

@@ -37,6 +37,7 @@ _NUM_LAST_LINES = 50
 class JobStart:
     """What is started, the same each time but for the checkpoint that it goes on from.
 
+    survives: whether the other ranks are to go on when one dies, where MPI offers that.
     more_options: of mpirun, such as which hosts to use.
     grace_seconds: how long a checkpoint may take after a signal that announces an end by force.
     """
@@ -50,6 +51,7 @@ class JobStart:
     grace_seconds: float
     launcher: Launcher
     kernels: str | None
+    survives: bool = False
     more_options: tuple[str, ...] = ()
 
     def set_options(self) -> list[str]:
@@ -60,7 +62,14 @@ class JobStart:
 
     def mpirun(self, arguments: list[str]) -> list[str]:
         """The mpirun line that starts workers with these arguments."""
-        return mpirun_command(self.launcher, self.num_workers, arguments, self.kernels, more=self.more_options)
+        return mpirun_command(
+            self.launcher,
+            self.num_workers,
+            arguments,
+            self.kernels,
+            survives=self.survives and self.num_workers > 1,
+            more=self.more_options,
+        )
 
 
 def run_attempt(

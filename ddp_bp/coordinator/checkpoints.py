@@ -25,6 +25,9 @@ from ddp_bp.wire.messages import CheckpointBegin, CheckpointChunk, CheckpointDon
 REQUEST_SECONDS: Final = 600.0
 """How long rank 0 may take to begin a checkpoint that it was asked for. Ranks agree between steps; one may be long."""
 
+AWAY_SECONDS: Final = 2.0
+"""How long a checkpoint waits for the part of a rank that is not connected."""
+
 DURATION_BUCKETS_SECONDS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 300.0)
 
 _MEMBERSHIP_CHANGED: Final = "ranks have died, and the others go on without them"
@@ -72,6 +75,7 @@ class CheckpointDesk:
         self._answered_by: dict[str, dict[str, _Asked]] = {}
         self._used_requests: deque[str] = deque(maxlen=_NUM_REMEMBERED)
         self._assembly: Assembly | None = None
+        self._away_since: float | None = None
         self._writing: dict[str, _Writing] = {}
         self._closed: dict[str, CheckpointDone] = {}
         self._due_at: float | None = None
@@ -114,7 +118,7 @@ class CheckpointDesk:
 
     def tick(self, now: float, training: bool) -> list[Instruction]:
         """Drops what has waited too long, and asks for what is due while training goes on."""
-        instructions: list[Instruction] = []
+        instructions = self._drop_if_away(now)
         assembly = self._assembly
         if assembly is not None and now - assembly.last_heard_at > self._config.checkpoint_timeout_seconds:
             waiting_for = ", ".join(map(str, assembly.missing_ranks()))
@@ -130,6 +134,25 @@ class CheckpointDesk:
             instructions += self.request(f"timed-{self._num_timed}", "time", None, now)
             self._due_at = now + (self._config.checkpoint_every_seconds or 0.0)
         return instructions
+
+    def _drop_if_away(self, now: float) -> list[Instruction]:
+        """Drops what is arriving if a rank whose part is missing has been away for too long."""
+        assembly = self._assembly
+        away = [rank for rank in (assembly.missing_ranks() if assembly else ()) if not self._is_here(rank)]
+        if assembly is None or not away:
+            self._away_since = None
+            return []
+        if self._away_since is None:
+            self._away_since = now
+        if now - self._away_since < AWAY_SECONDS:
+            return []
+        self._assembly = self._away_since = None
+        why = f"rank {', '.join(map(str, away))} is not connected, and its part is missing"
+        return self._close(assembly.request_id, "dropped", why, assembly.step, rank_away=True)
+
+    def _is_here(self, rank: int) -> bool:
+        member = self._roster.current(rank)
+        return member is not None and member.connected
 
     # ---- receiving
 
@@ -269,10 +292,17 @@ class CheckpointDesk:
         ]
 
     def _close(
-        self, request_id: str, result: str, message: str, step: int | None = None, path: str | None = None
+        self,
+        request_id: str,
+        result: str,
+        message: str,
+        step: int | None = None,
+        path: str | None = None,
+        *,
+        rank_away: bool = False,
     ) -> list[Instruction]:
         self.record.results[result] += 1
-        done = CheckpointDone(request_id, ok=result == "ok", step=step, path=path, message=message)
+        done = CheckpointDone(request_id, result == "ok", step, path, message, rank_away)
         self._closed[request_id] = done
         if len(self._closed) > _NUM_REMEMBERED:
             del self._closed[next(iter(self._closed))]

@@ -105,7 +105,8 @@ class MpiCommunicator:
         return _library()
 
     def close(self) -> None:
-        self._comm.Free()
+        if self._comm != self._mpi.COMM_NULL:
+            self._comm.Free()
 
     def _explained(self, error: Exception) -> Exception:
         """`error` of MPI as one of ours where it says that a rank has died."""

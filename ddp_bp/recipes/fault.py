@@ -14,7 +14,8 @@ class FaultSection(Section, frozen=True, kw_only=True):
     """`[fault]`: what is done when a process dies, is told to leave, or computes wrongly. None of it changes a bit of
     the result.
 
-    recovery: "restart" starts all ranks again from the newest checkpoint when one has died, "none" ends the job.
+    recovery: when a rank has died, "auto" goes on with those that are left, where MPI offers that, and else does as
+        "restart", which starts all ranks again from the newest checkpoint; "none" ends the job.
     max_restarts: how often in a row all ranks are started again without a newer checkpoint than at the time before.
     grace_seconds: how long a checkpoint may take after SIGUSR1 or SIGTERM, before the job leaves without it.
     nonfinite_limit: how many steps in a row are skipped because a loss or gradient is not finite; one more ends the
@@ -23,7 +24,7 @@ class FaultSection(Section, frozen=True, kw_only=True):
     audit: the fraction of shards that another rank computes once more, to compare.
     """
 
-    recovery: Literal["restart", "none"] = "restart"
+    recovery: Literal["auto", "restart", "none"] = "auto"
     max_restarts: Count = 3
     grace_seconds: PositiveFloat = 60.0
     nonfinite_limit: Count = 10

@@ -307,6 +307,8 @@ class CheckpointDone(Message, frozen=True):
 
     ok        True: durable in the folder `path`. False: it was dropped, `message` says why, and training goes on
     step      its number of committed steps, None where it never got that far
+    rank_away it was dropped because the part of a rank was missing that is not connected: one more may succeed, and MPI
+              knows whether that rank has died
     """
 
     request_id: str
@@ -314,6 +316,7 @@ class CheckpointDone(Message, frozen=True):
     step: Natural | None = None
     path: str | None = None
     message: str = ""
+    rank_away: bool = False
 
 
 class Acknowledged(Message, frozen=True):

@@ -83,8 +83,11 @@ class Checkpointing:
         self._in_flight = None
         return done
 
-    def save_now(self, request_id: str, answers: str = "") -> CheckpointDone:
+    def save_now(self, request_id: str, answers: str = "", *, is_last_try: bool = True) -> CheckpointDone:
         """Finish what is under way, send the current state, and wait until it is on the disk; see `begin`.
+
+        Returns:
+            The outcome. Before the last try it may be not `ok`, if the coordinator has lost sight of a rank.
 
         Raises:
             DistributedError: the coordinator could not write it.
@@ -94,7 +97,7 @@ class Checkpointing:
         self.begin(request_id, answers)
         done = self.wait()
         assert done is not None
-        if not done.ok:
+        if not done.ok and (is_last_try or not done.rank_away):
             raise DistributedError(
                 f"rank {self._communicator.rank}: the checkpoint of step {self._progress.step} was not saved: "
                 f"{done.message}"

@@ -48,6 +48,7 @@ class CoordinatorLink:
         """`address`: the coordinator's "tcp://host:port"."""
         self._address, self._hello = address, hello
         self._introduction: list[Outgoing] = [(hello, ())]
+        self._rank = hello.rank
         self._outbox: deque[Iterable[Outgoing]] = deque()
         self._inbox: deque[FromCoordinator] = deque()
         self._stream: Iterator[Outgoing] = iter(())
@@ -91,6 +92,7 @@ class CoordinatorLink:
         be told as well."""
         with self._changed:
             self._introduction = [(self._hello, ()), (membership, ())]
+            self._rank = membership.rank
         self.post(membership)
 
     def post_stream(self, messages: Iterable[Outgoing]) -> None:
@@ -135,7 +137,7 @@ class CoordinatorLink:
         """Say goodbye, send what is queued for at most `flush_seconds`, and end the thread."""
         if not self._thread.is_alive():
             return
-        self.post(Goodbye(self._hello.rank))
+        self.post(Goodbye(self._rank))
         with self._changed:
             self._closing = True
         self._notify_thread()

@@ -1,7 +1,9 @@
 """The loop around the step: what happens between two steps, in the same order on every rank.
 
 Whatever all ranks must do together (evaluate, checkpoint, stop) follows from the step number or from a request bit
-that the step's agreement carried, never from what one rank happens to have received.
+that the step's agreement carried, never from what one rank happens to have received. When a rank has died, `run` ends
+with PeerLostError wherever it is; those that are left `go_on`, and call `run` again: what follows a step is done once
+more by all if one of them had not come to its end, and leaves the same as if it had been done once.
 """
 
 from __future__ import annotations
@@ -10,13 +12,15 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import IntFlag
+from functools import partial
 
+import msgspec
+
+from ddp_bp.errors import DisagreementError
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.wire.messages import Acknowledged, CheckpointDone, Stop, TakeCheckpoint, Welcome
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import Checkpointing
-from ddp_bp.worker.comparison import Comparison
 from ddp_bp.worker.evaluation import Evaluation
 from ddp_bp.worker.failures import together, warn
 from ddp_bp.worker.ledger import Ledger
@@ -24,26 +28,11 @@ from ddp_bp.worker.link import CoordinatorLink
 from ddp_bp.worker.nonfinite import NonFiniteError, SkipLimit
 from ddp_bp.worker.progress import Progress
 from ddp_bp.worker.reporter import Reporter
+from ddp_bp.worker.requests import STOP_REQUESTS, STOPS, Request
 from ddp_bp.worker.step import StepResult, TrainingStep
 
-
-class Request(IntFlag):
-    """What a rank asks of all ranks in an agreement."""
-
-    STOP_BY_SIGINT = 1
-    STOP_BY_SIGTERM = 2
-    CHECKPOINT = 4
-    CHECKPOINT_IN_FLIGHT = 8
-    STOP_BY_SIGUSR1 = 16
-
-
-STOP_REQUESTS = {
-    "SIGINT": Request.STOP_BY_SIGINT,
-    "user": Request.STOP_BY_SIGINT,
-    "SIGTERM": Request.STOP_BY_SIGTERM,
-    "SIGUSR1": Request.STOP_BY_SIGUSR1,
-}
-_STOPS = Request.STOP_BY_SIGINT | Request.STOP_BY_SIGTERM | Request.STOP_BY_SIGUSR1
+_MOST_TRIES = 5
+"""How often the last checkpoint is begun, if the coordinator loses sight of a rank in the middle."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +44,25 @@ class Outcome:
     num_samples: int
 
 
+@dataclass(frozen=True)
+class Equipment:
+    """What the loop works with as long as the ranks stay the same."""
+
+    step: TrainingStep
+    evaluation: Evaluation | None
+    checkpointing: Checkpointing
+    communicator: Communicator
+
+
+class _Standing(msgspec.Struct, array_like=True):
+    """Where a rank was when another died: what of a step's follow-up it may have done that others have not."""
+
+    step: int
+    requests: int | None
+    has_evaluated: bool
+    owes_checkpoint: bool
+
+
 class TrainingLoop:
     """Runs the steps that are left. Construct and run on all ranks alike."""
 
@@ -62,29 +70,36 @@ class TrainingLoop:
         self,
         *,
         job: Job,
-        step: TrainingStep,
-        evaluation: Evaluation | None,
-        comparison: Comparison,
-        checkpointing: Checkpointing,
+        equipment: Equipment,
         progress: Progress,
         ledger: Ledger,
         reporter: Reporter,
         link: CoordinatorLink,
-        communicator: Communicator,
         checkpoint_every_steps: int,
         announce: Callable[[str], None],
     ) -> None:
         """`announce` is given one line for people at the end of every epoch."""
-        self._job, self._step, self._evaluation = job, step, evaluation
-        self._comparison, self._checkpointing = comparison, checkpointing
+        self._job = job
+        self._equip(equipment)
         self._progress, self._ledger = progress, ledger
         self._skip_limit = SkipLimit(job.recipe.fault.nonfinite_limit, job.plan, progress)
-        self._reporter, self._link, self._communicator = reporter, link, communicator
+        self._reporter, self._link = reporter, link
         self._checkpoint_every_steps, self._announce = checkpoint_every_steps, announce
         self._stop = Request(0)
         self._wanted_checkpoint: str | None = None
         self._checkpoint_owed = False
         self._gradient_norm: float | None = None
+        self._began: float | None = None
+        self._samples_before = progress.samples
+        self._followed_up = True
+        self._requests_agreed = Request(0)
+        self._schedule_told_at: int | None = None
+        self._fatal: NonFiniteError | None = None
+
+    def _equip(self, equipment: Equipment) -> None:
+        self._step, self._evaluation = equipment.step, equipment.evaluation
+        self._comparison, self._checkpointing = equipment.step.comparison, equipment.checkpointing
+        self._communicator = equipment.communicator
 
     def request_stop(self, signal_name: str) -> None:
         """Ask for an end at the next step that all ranks agree on. Safe to call from a signal handler."""
@@ -96,42 +111,104 @@ class TrainingLoop:
         Raises:
             NonFiniteError: too many steps in a row had to be skipped. A checkpoint has been saved.
             DisagreementError: ranks differ in what they hold or compute. None has been saved since.
+            PeerLostError: on some ranks at least, if one has died; see `go_on`.
         """
-        began, samples_before = time.perf_counter(), self._progress.samples
+        self._began = self._began or time.perf_counter()
         self._reporter.send("train", self._epoch(), self._scalars())
-        stopped_by: Request | None = None
-        while stopped_by is None and self._progress.step < self._job.total_steps:
-            self._job.schedule.apply(self._progress.step)
-            result = self._step.run(self._progress.step, self._requests())
-            self._check_finite(result)
-            self._commit(result)
-            requests = Request(result.requests)
-            if self._ends_epoch():
-                self._end_epoch()
-            if self._checkpoint_is_due(requests):
-                answers, self._wanted_checkpoint = self._wanted_checkpoint or "", None
-                # No checkpoint of what ranks do not agree on. And the ledger's lines of these steps must be on the disk
-                # before the checkpoint that contains them.
-                self._comparison.run(f"at the checkpoint of step {self._progress.step}")
-                self._reporter.send("train", self._epoch(), self._scalars())
-                self._checkpointing.begin(f"step-{self._progress.step}", answers)
-            self._reporter.send_if_due("train", self._epoch(), self._scalars())
-            stopped_by = requests & _STOPS or None
+        while not self._is_over():
+            if self._followed_up:
+                self._job.schedule.apply(self._progress.step)
+                self._take(self._step.run(self._progress.step, self._requests()))
+            if self._fatal is None:
+                self._follow_up()
+        if self._fatal is not None:
+            self._save()
+            raise self._fatal
+        stopped_by: Request | None = self._requests_agreed & STOPS or None
         if self._progress.step >= self._job.total_steps:
             # A stop in the very last step has cut nothing short.
             stopped_by = None
             self._evaluate()
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - self._began
         self._save()
         self._reporter.send("finish", self._epoch(), self._scalars())
-        return Outcome(stopped_by, seconds, self._progress.samples - samples_before)
+        return Outcome(stopped_by, seconds, self._progress.samples - self._samples_before)
+
+    def go_on(self, equipment: Equipment, result: StepResult | None) -> None:
+        """Go on with the ranks that are left, after a recovery; then call `run` again. Collective among them.
+
+        `result`: of the step that was finished without the dead ranks, on a rank that had not committed it.
+        """
+        is_owed = self._checkpoint_owed or self._checkpointing.in_flight
+        self._equip(equipment)
+        if result is not None:
+            self._take(result)
+        has_evaluated = self._progress.evaluated_at_step == self._progress.step
+        pending = None if self._followed_up else int(self._requests_agreed)
+        own = msgspec.msgpack.encode(_Standing(self._progress.step, pending, has_evaluated, is_owed))
+        everyone = [msgspec.msgpack.decode(said, type=_Standing) for said in self._communicator.allgather_bytes(own)]
+        if len(steps := {said.step for said in everyone}) != 1:
+            raise DisagreementError(f"after a recovery the ranks stand at different steps: {sorted(steps)}")
+        # Of the checkpoint under way the dead rank's part is missing, so that it is begun anew.
+        self._checkpoint_owed = any(said.owes_checkpoint for said in everyone)
+        if any(said.requests is not None for said in everyone):
+            self._followed_up = False
+        if not all(said.has_evaluated for said in everyone) and has_evaluated:
+            self._progress.evaluated_at_step = None
+
+    def _is_over(self) -> bool:
+        """Whether no step is to be taken any more, and what follows the last one has been done."""
+        if self._fatal is not None:
+            return True
+        is_last = self._progress.step >= self._job.total_steps or bool(self._requests_agreed & STOPS)
+        return self._followed_up and is_last
+
+    def _take(self, result: StepResult) -> None:
+        """Note a step that all ranks have taken."""
+        self._requests_agreed = Request(result.requests)
+        try:
+            warning = self._skip_limit.check(result.nonfinite_shards)
+        except NonFiniteError as error:
+            self._fatal = error
+            return
+        if warning is not None and self._communicator.rank == 0:
+            warn(warning)
+        self._commit(result)
+        self._followed_up = False
+
+    def _follow_up(self) -> None:
+        """What is due after a step. To do it once more, from its beginning, changes nothing."""
+        requests = self._requests_agreed
+        if self._ends_epoch():
+            self._end_epoch()
+        if self._checkpoint_is_due(requests):
+            answers, self._wanted_checkpoint = self._wanted_checkpoint or "", None
+            # No checkpoint of what ranks do not agree on. And the ledger's lines of these steps must be on the disk
+            # before the checkpoint that contains them.
+            self._comparison.run(f"at the checkpoint of step {self._progress.step}")
+            self._reporter.send("train", self._epoch(), self._scalars())
+            self._checkpointing.begin(self._request_id(f"step-{self._progress.step}"), answers)
+            self._checkpoint_owed = False
+        self._reporter.send_if_due("train", self._epoch(), self._scalars())
+        self._followed_up = True
 
     def _save(self) -> None:
         """Save the last checkpoint of this start. Collective."""
         self._comparison.run(f"at the checkpoint of step {self._progress.step}")
         self._reporter.send("checkpoint", self._epoch(), self._scalars())
         self._requests()
-        together(self._communicator, lambda: self._checkpointing.save_now("final", self._wanted_checkpoint or ""))
+        answers = self._wanted_checkpoint or ""
+        for num_tries in range(1, _MOST_TRIES + 1):
+            request_id = self._request_id(f"final-{num_tries}" if num_tries > 1 else "final")
+            save = partial(self._checkpointing.save_now, request_id, answers, is_last_try=num_tries == _MOST_TRIES)
+            # If the rank that was away has died, it is this agreement that says so.
+            done = together(self._communicator, save)
+            if done.ok:
+                break
+
+    def _request_id(self, name: str) -> str:
+        """A name for a checkpoint that no other membership has used."""
+        return f"{name}-{self._ledger.membership}" if self._ledger.membership else name
 
     def _requests(self) -> int:
         """What this rank has to ask of all, from the commands that have arrived and its own signals."""
@@ -155,16 +232,6 @@ class TrainingLoop:
         if self._checkpointing.in_flight:
             requests |= Request.CHECKPOINT_IN_FLIGHT
         return int(requests)
-
-    def _check_finite(self, result: StepResult) -> None:
-        """Warn of a step that had to be skipped, or end training with a checkpoint if it is one too many."""
-        try:
-            warning = self._skip_limit.check(result.nonfinite_shards)
-        except NonFiniteError:
-            self._save()
-            raise
-        if warning is not None and self._communicator.rank == 0:
-            warn(warning)
 
     def _commit(self, result: StepResult) -> None:
         epoch, step_in_epoch = self._job.plan.position(self._progress.step)
@@ -197,10 +264,7 @@ class TrainingLoop:
     def _checkpoint_is_due(self, requests: Request) -> bool:
         every = self._checkpoint_every_steps
         self._checkpoint_owed |= bool(requests & Request.CHECKPOINT) or (every > 0 and self._progress.step % every == 0)
-        if not self._checkpoint_owed or requests & Request.CHECKPOINT_IN_FLIGHT:
-            return False
-        self._checkpoint_owed = False
-        return True
+        return self._checkpoint_owed and not requests & Request.CHECKPOINT_IN_FLIGHT
 
     def _ends_epoch(self) -> bool:
         return self._progress.step % self._job.plan.steps_per_epoch == 0
@@ -211,9 +275,10 @@ class TrainingLoop:
         if every and epochs % every == 0:
             self._evaluate()
             # Not where training ends within an epoch: if it is prolonged, that evaluation has not been.
-            if self._progress.eval_loss is not None:
+            if self._progress.eval_loss is not None and self._schedule_told_at != self._progress.step:
                 self._job.schedule.evaluated(self._progress.eval_loss)
                 self._progress.schedule = self._job.schedule.state()
+                self._schedule_told_at = self._progress.step
         self._announce(self._line(epochs))
 
     def _evaluate(self) -> None:

@@ -16,7 +16,10 @@ INTERVAL_SECONDS = 0.25
 
 
 class Reporter:
-    """One rank's reports. Only rank 0 sends what all ranks know alike: losses and the ledger."""
+    """One rank's reports. Only rank 0 sends what all ranks know alike: losses and the ledger.
+
+    The others keep the lines of the ledger until they are durable, since each may be rank 0 one day.
+    """
 
     def __init__(self, link: CoordinatorLink, rank: int, clock: PhaseClock, progress: Progress, ledger: Ledger) -> None:
         self._link, self._rank = link, rank
@@ -56,7 +59,13 @@ class Reporter:
         if lines := self._ledger.take_lines():
             records = LedgerRecords(0, lines, self._progress.step - 1, self._ledger.chain_sha256)
             self._unconfirmed.append(records)
-            self._link.post(records)
+            if self._rank == 0:
+                self._link.post(records)
+
+    def renumber(self, rank: int) -> None:
+        """From now on this is rank `rank`. What a dead rank 0 may not have handed in, the new one does."""
+        self._rank = rank
+        self.send_ledger_again()
 
     def ledger_is_durable(self, step: int) -> None:
         """Forget the lines up to `step`: the coordinator has them on the disk."""
@@ -65,8 +74,9 @@ class Reporter:
 
     def send_ledger_again(self) -> None:
         """After a lost connection: send the lines that may not have arrived. The ledger takes them once."""
-        for records in self._unconfirmed:
-            self._link.post(records)
+        if self._rank == 0:
+            for records in self._unconfirmed:
+                self._link.post(records)
 
     def evaluation(self, result: EvaluationResult, epoch: int) -> None:
         """Send the result of an evaluation."""

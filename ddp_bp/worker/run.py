@@ -1,10 +1,12 @@
 """One rank's whole run: connect, restore, train, finish. Composes the modules of this room.
 
-Every stage that can fail on one rank alone is run `together`, so that all ranks leave it the same way.
+Every stage that can fail on one rank alone is run `together`, so that all ranks leave it the same way. When a rank has
+died, the others finish the step without it (`recovery`), tell the coordinator, and go on where they were.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -15,19 +17,21 @@ import numpy as np
 
 from ddp_bp._version import __version__
 from ddp_bp.checkpoint import Checkpoint, weights_sha256
-from ddp_bp.errors import DdpError, DistributedError
+from ddp_bp.errors import CoordinatorLostError, DdpError, DistributedError, PeerLostError
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.wire.messages import PROTOCOL_VERSION, Acknowledged, Failure, Finished, Hello
+from ddp_bp.wire.messages import PROTOCOL_VERSION, Acknowledged, Failure, Finished, Hello, Membership
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import SILENCE_SECONDS, Checkpointing
-from ddp_bp.worker.compose import compose
-from ddp_bp.worker.failures import RankFailure, print_failure, together
+from ddp_bp.worker.compose import around, compose
+from ddp_bp.worker.failures import RankFailure, print_failure, together, warn
 from ddp_bp.worker.ledger import Ledger
 from ddp_bp.worker.link import CoordinatorLink
-from ddp_bp.worker.loop import STOP_REQUESTS, Outcome, Request, TrainingLoop
+from ddp_bp.worker.loop import Equipment, Outcome, TrainingLoop
 from ddp_bp.worker.phases import PhaseClock
+from ddp_bp.worker.recovery import Recovery
 from ddp_bp.worker.reporter import Reporter
+from ddp_bp.worker.requests import STOP_REQUESTS, Request
 from ddp_bp.worker.restore import first_state, restore
 from ddp_bp.worker.rundir import recipe_sha256
 from ddp_bp.worker.sampling import write_sample
@@ -41,7 +45,8 @@ class RunSettings:
     """Where the coordinator is, what to resume from, and who is told of each epoch.
 
     `resumes` is the same on all ranks; `checkpoint` is what rank 0 has read if it is true, and None on the others.
-    `num_restarts`: how often all ranks have been started again after a failure.
+    `num_restarts`: how often all ranks have been started again after a failure. `needs_rank_0`: whether the
+    coordinator ends with the rank that was 0 at the start.
     """
 
     coordinator_address: str
@@ -50,6 +55,7 @@ class RunSettings:
     checkpoint: Checkpoint | None
     announce: Callable[[str], None]
     num_restarts: int = 0
+    needs_rank_0: bool = False
 
 
 def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> int:
@@ -61,14 +67,14 @@ def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> i
     Raises:
         DdpError: on all ranks; only the rank that is to show it gets another class than RemoteError.
     """
-    rank = communicator.rank
+    run: _Run | None = None
     link = CoordinatorLink(
         settings.coordinator_address,
         Hello(
             protocol_version=PROTOCOL_VERSION,
             package_version=__version__,
             run_id=settings.run_id,
-            rank=rank,
+            rank=communicator.rank,
             world_size=communicator.size,
             pid=os.getpid(),
             hostname=socket.gethostname(),
@@ -77,11 +83,16 @@ def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> i
     )
     try:
         welcome = together(communicator, lambda: link.open(WELCOME_SECONDS))
-        return _Run(communicator, job, settings, link, welcome.checkpoint_every_steps).to_the_end()
+        run = _Run(communicator, job, settings, link, welcome.checkpoint_every_steps)
+        return run.to_the_end()
     except DdpError as error:
+        rank = run.rank if run else communicator.rank
         tells = isinstance(error, RankFailure) and not error.shown
         if tells or (error.on_every_rank and rank == 0):
             link.post(Failure(rank, 0, str(error), ""))
+        if error.on_every_rank and rank == 0 != communicator.rank:
+            # Nobody else would show it: the rank that was 0 at the start has died.
+            raise RankFailure(error, shown=False) from error
         raise
     finally:
         link.close()
@@ -92,44 +103,104 @@ class _Run:
         self, communicator: Communicator, job: Job, settings: RunSettings, link: CoordinatorLink, every_steps: int
     ) -> None:
         self._communicator, self._job, self._link = communicator, job, link
-        self._num_restarts = settings.num_restarts
-        rank = communicator.rank
+        self._num_restarts, self._needs_rank_0 = settings.num_restarts, settings.needs_rank_0
+        self._started_size = communicator.size
+        self._identities = tuple(range(communicator.size))
+        self._generation = self._num_recoveries = 0
         clock = PhaseClock(PHASE_BUCKETS_SECONDS)
-        composed = compose(communicator, job, clock, self._show_failure)
-        self._evaluated_weights = composed.team.update.evaluated_weights
-        snapshot = composed.snapshot
+        self._composed = compose(communicator, job, clock, self._show_failure)
         if settings.resumes:
-            self._progress, chain = restore(communicator, job, snapshot, settings.checkpoint)
+            self._progress, chain = restore(communicator, job, self._composed.snapshot, settings.checkpoint)
         else:
             self._progress, chain = first_state(job)
         self._resumed_from_step = self._progress.step if settings.resumes else None
-        self._ledger = Ledger(chain, communicator.size, keeps_lines=rank == 0)
-        self._reporter = Reporter(link, rank, clock, self._progress, self._ledger)
-        digest = recipe_sha256(job.recipe)
+        keeps_lines = communicator.rank == 0 or communicator.can_lose_ranks
+        self._ledger = Ledger(chain, communicator.size, keeps_lines=keeps_lines)
+        self._reporter = Reporter(link, communicator.rank, clock, self._progress, self._ledger)
+        self._recipe_sha256 = recipe_sha256(job.recipe)
         self._loop = TrainingLoop(
             job=job,
-            step=composed.team.step,
-            evaluation=composed.evaluation,
-            comparison=composed.team.step.comparison,
-            checkpointing=Checkpointing(job, snapshot, self._progress, self._ledger, communicator, link, digest),
+            equipment=self._equipment(),
             progress=self._progress,
             ledger=self._ledger,
             reporter=self._reporter,
             link=link,
-            communicator=communicator,
             checkpoint_every_steps=every_steps,
             announce=settings.announce,
         )
 
+    @property
+    def rank(self) -> int:
+        """This rank's number by now."""
+        return self._communicator.rank
+
     def to_the_end(self) -> int:
         # What is not finite is found by the step itself, which says where; NumPy's warnings would come first.
         grace_seconds = self._job.recipe.fault.grace_seconds
+        started_with, outcome = self._communicator, None
         with stop_signals(self._loop.request_stop, grace_seconds), np.errstate(all="ignore"):
-            outcome = self._loop.run()
-            sample = self._sample() if outcome.stopped_by is None else None
-            together(self._communicator, lambda: self._finish(outcome, sample))
+            while outcome is None:
+                try:
+                    outcome = self._train()
+                except PeerLostError:
+                    if not self._communicator.can_lose_ranks:
+                        raise
+                    self._go_on()
+        if self._communicator is not started_with:
+            self._communicator.close()
         stopped_by = outcome.stopped_by or Request(0)
         return next((code for name, code in STOP_EXIT_CODES.items() if stopped_by & STOP_REQUESTS[name]), 0)
+
+    def _train(self) -> Outcome:
+        outcome = self._loop.run()
+        sample = self._sample() if outcome.stopped_by is None else None
+        together(self._communicator, lambda: self._finish(outcome, sample))
+        return outcome
+
+    def _equipment(self) -> Equipment:
+        composed = self._composed
+        checkpointing = Checkpointing(
+            self._job,
+            composed.snapshot,
+            self._progress,
+            self._ledger,
+            self._communicator,
+            self._link,
+            self._recipe_sha256,
+        )
+        return Equipment(composed.team.step, composed.evaluation, checkpointing, self._communicator)
+
+    def _go_on(self) -> None:
+        """Finish the step without the ranks that have died, and stand where the others stand. Collective among them."""
+        stands = False
+        while not stands:
+            recovery = Recovery(self._composed.team, self._identities, self._generation)
+            team, left_behind = recovery.run(), self._communicator
+            self._composed, self._communicator = around(team, self._job), team.communicator
+            self._generation, self._identities = recovery.generation, recovery.identities
+            left_behind.close()
+            lost = sorted(set(range(self._started_size)) - set(self._identities))
+            if self._needs_rank_0 and 0 in lost:
+                raise CoordinatorLostError(
+                    "rank 0 has died, and the coordinator with it, which it had started; start the same command again "
+                    "to go on from the newest checkpoint, or use `ddp-bp train`, whose coordinator is a process of its "
+                    "own"
+                )
+            self._link.announce(Membership(self._generation, self.rank, self._communicator.size, lost))
+            # Another death, in the middle of this, makes those that are left begin anew.
+            with contextlib.suppress(PeerLostError):
+                self._loop.go_on(self._equipment(), recovery.result)
+                stands = True
+            self._ledger.membership, self._ledger.world_size = self._generation, self._communicator.size
+            self._reporter.renumber(self.rank)
+        self._num_recoveries += 1
+        if self.rank == 0:
+            number = recovery.num_recomputed_shards
+            again = f"; {number} shard{'s' if number > 1 else ''} computed in its place" if number else ""
+            warn(
+                f"rank {', '.join(map(str, lost))} has died; {self._communicator.size} of {self._started_size} ranks "
+                f"go on from step {self._progress.step}{again}"
+            )
 
     def _show_failure(self, error: BaseException, step: int) -> None:
         self._reporter.failure(error, print_failure(error, self._communicator.rank, step))
@@ -143,7 +214,7 @@ class _Run:
                 return None
             return write_sample(job.objective.model, job.recipe.sample, job.data, job.plan.seed, self._progress.step)
 
-        with self._evaluated_weights():
+        with self._composed.team.update.evaluated_weights():
             return together(self._communicator, write)
 
     def _finish(self, outcome: Outcome, sample: str | None) -> None:
@@ -176,7 +247,7 @@ class _Run:
             "seconds": round(outcome.seconds, 6),
             "samples_per_second": round(rate, 3),
             "skipped_steps": progress.skipped_steps,
-            "recoveries": self._num_restarts,
+            "recoveries": self._num_restarts + self._num_recoveries,
             "resumed_from_step": self._resumed_from_step,
             **({} if sample is None else {"sample": sample}),
         }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ddp_bp.cli.launcher import find_launcher, mpirun_command, recovery_line
+from ddp_bp.cli.launcher import Launcher, find_launcher, mpirun_command, recovery_line
 from ddp_bp.errors import LaunchError
 from ddp_bp.recipes.fault import FaultSection
 
@@ -33,10 +33,13 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
 
-    def put(kind: str, folder: str = "path", name: str = "mpirun") -> Path:
+    def put(kind: str, folder: str = "path", name: str = "mpirun", *, ulfm: bool = False) -> Path:
         script = tmp_path / folder / name
         script.write_text(f"#!/bin/sh\n[ \"$1\" = --version ] || exit 9\n/bin/cat <<'END'\n{VERSIONS[kind]}END\n")
         script.chmod(0o755)
+        info = tmp_path / folder / "ompi_info"
+        info.write_text(f"#!/bin/sh\necho ' Fault Tolerance support: {'yes' if ulfm else 'no'}'\n")
+        info.chmod(0o755)
         return script
 
     return put
@@ -106,22 +109,50 @@ def test_a_launcher_says_whose_it_is(install: Install, kind: str, library: str) 
     assert find_launcher().library == library
 
 
+def test_ranks_survive_where_open_mpi_has_ulfm_and_the_recipe_wants_it(install: Install) -> None:
+    for ulfm in (True, False):
+        install("Open MPI 5", ulfm=ulfm)
+        launcher = find_launcher()
+        assert launcher.reports_deaths is ulfm
+        assert ("ulfm" in mpirun_command(launcher, 2, [], survives=True)) is ulfm
+        assert "ulfm" not in mpirun_command(launcher, 2, [])
+
+
+OPEN_MPI = Launcher("mpirun", "Open MPI 5.0.7", reports_deaths=True)
+MPICH = Launcher("mpirun", "HYDRA 4.0.2")
+RESTART = "restart from the newest checkpoint, at most 3 in a row without progress"
+
+
 @pytest.mark.parametrize(
-    ("fault", "has_checkpoints", "line"),
+    ("launcher", "fault", "has_checkpoints", "line"),
     [
-        (FaultSection(), True, "recovery: restart from the newest checkpoint, at most 3 in a row without progress"),
         (
-            FaultSection(max_restarts=2),
-            False,
-            "recovery: restart from the beginning (checkpoint.every_steps is 0), at most 2 in a row without progress",
+            OPEN_MPI,
+            FaultSection(),
+            True,
+            "in place (Open MPI 5.0.7 with ULFM), the ranks that are left finish the step; if a whole node dies: "
+            + RESTART,
         ),
-        (FaultSection(recovery="none"), True, "recovery: none (fault.recovery); when a rank dies, the job ends"),
         (
+            OPEN_MPI,
             FaultSection(max_restarts=0),
             True,
-            "recovery: none (fault.max_restarts is 0); when a rank dies, the job ends",
+            "in place (Open MPI 5.0.7 with ULFM), the ranks that are left finish the step; if a whole node dies, the "
+            "job ends",
         ),
+        (OPEN_MPI, FaultSection(recovery="restart"), True, RESTART),
+        (MPICH, FaultSection(), True, f"{RESTART} (HYDRA 4.0.2 has no ULFM, so not in place)"),
+        (
+            MPICH,
+            FaultSection(recovery="restart", max_restarts=2),
+            False,
+            "restart from the beginning (checkpoint.every_steps is 0), at most 2 in a row without progress",
+        ),
+        (OPEN_MPI, FaultSection(recovery="none"), True, "none (fault.recovery); when a rank dies, the job ends"),
+        (MPICH, FaultSection(max_restarts=0), True, "none (fault.max_restarts is 0); when a rank dies, the job ends"),
     ],
 )
-def test_one_line_says_what_happens_when_a_rank_dies(fault: FaultSection, has_checkpoints: bool, line: str) -> None:
-    assert recovery_line(fault, has_checkpoints=has_checkpoints) == line
+def test_one_line_says_what_happens_when_a_rank_dies(
+    launcher: Launcher, fault: FaultSection, has_checkpoints: bool, line: str
+) -> None:
+    assert recovery_line(launcher, fault, has_checkpoints=has_checkpoints) == f"recovery: {line}"

@@ -11,6 +11,7 @@ import numpy as np
 
 from ddp_bp import nn
 from ddp_bp.cli.environment import launched_ranks
+from ddp_bp.worker.checkpointing import Checkpointing
 
 
 def launched_rank() -> int | None:
@@ -175,3 +176,10 @@ def too_few_outputs(input_shape, num_outputs):
 
 def no_module(input_shape, num_outputs):
     return "a string"
+
+
+def dying_while_saving(input_shape, num_outputs):
+    """The slow model; rank 1 kills itself when it is to send its part of the last checkpoint."""
+    if launched_rank() == 1:
+        Checkpointing.save_now = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    return slow(input_shape, num_outputs)

@@ -49,7 +49,8 @@ def test_a_killed_rank_and_then_a_killed_mpirun_cost_a_restart_each_and_no_bit(
     start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
 ) -> None:
     run_dir, before = tmp_path / "run", leftovers()
-    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir))
+    options = ["--set", "fault.recovery=restart"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
     first = wait_for_step(run_dir, 10)
     os.kill(first["ranks"][1]["pid"], signal.SIGKILL)
     # So far that a newer checkpoint is durable than that of the first restart.
@@ -107,6 +108,7 @@ def test_a_rank_that_always_dies_at_the_same_step_uses_the_budget_up(
     run_ddp_bp, slow_recipe: Path, tmp_path: Path
 ) -> None:
     options = ["--set", "model.factory=job_models:dying", "--max-restarts", 1, "--run-dir", tmp_path / "run"]
+    options += ["--set", "fault.recovery=restart"]
     result = run_ddp_bp("train", slow_recipe, "-n", 2, "--set", "checkpoint.every_steps=0", *options)
     assert result.returncode == 1
     assert "recovery: restart from the beginning (checkpoint.every_steps is 0), at most 1 in a row" in result.stdout

@@ -1,0 +1,28 @@
+"""What a rank may ask of all ranks in an agreement, as bits. Knows not what is done about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntFlag
+from types import MappingProxyType
+
+
+class Request(IntFlag):
+    """What a rank asks of all ranks in an agreement."""
+
+    STOP_BY_SIGINT = 1
+    STOP_BY_SIGTERM = 2
+    CHECKPOINT = 4
+    CHECKPOINT_IN_FLIGHT = 8
+    STOP_BY_SIGUSR1 = 16
+
+
+STOP_REQUESTS: Mapping[str, Request] = MappingProxyType(
+    {
+        "SIGINT": Request.STOP_BY_SIGINT,
+        "user": Request.STOP_BY_SIGINT,
+        "SIGTERM": Request.STOP_BY_SIGTERM,
+        "SIGUSR1": Request.STOP_BY_SIGUSR1,
+    }
+)
+STOPS = Request.STOP_BY_SIGINT | Request.STOP_BY_SIGTERM | Request.STOP_BY_SIGUSR1
