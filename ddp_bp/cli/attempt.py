@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from ddp_bp.cli.faults import last_eviction
 from ddp_bp.cli.job_folder import job_folder
 from ddp_bp.cli.launcher import Launcher, mpirun_command
 from ddp_bp.cli.outcome import read_outcome, why_it_ended
@@ -101,7 +102,8 @@ def run_attempt(
             if last is None:
                 view.say(f"coordinator {address.url} (live page, /metrics, /api/status)")
                 view.say(shown_command(command))
-            watch = _Watch(start_mpirun(command, folder), coordinator, address, start.grace_seconds, asked, view)
+            mpirun = start_mpirun(command, folder)
+            watch = _Watch(mpirun, coordinator, address, start.run_dir, start.grace_seconds, asked, view)
             return watch.until_the_end(), address
         finally:
             coordinator.release()
@@ -137,11 +139,13 @@ class _Watch:
     mpirun: subprocess.Popen[bytes]
     coordinator: CoordinatorProcess
     address: CoordinatorAddress
+    run_dir: Path
     grace_seconds: float
     asked: list[str]
     view: TrainingView
     outcome: int | None = None
     left_at_once: bool = False
+    began: float = field(default_factory=time.time)
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=_NUM_LAST_LINES))
 
     def until_the_end(self) -> Attempt:
@@ -202,7 +206,8 @@ class _Watch:
         if code in STOP_EXIT_CODES.values() and broken is None:
             # A rank that was told to leave, and could not save a checkpoint in time.
             return Attempt(Ending.ASKED, exit_code=code)
-        return Attempt(Ending.DEATH, why=broken or why_it_ended(self.lines, code))
+        why = broken or last_eviction(self.run_dir, self.began) or why_it_ended(self.lines, code)
+        return Attempt(Ending.DEATH, why=why)
 
     def _tell_to_stop(self, name: str) -> None:
         how = "once more" if name != "SIGUSR1" else "SIGINT or SIGTERM twice"

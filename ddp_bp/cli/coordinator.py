@@ -85,6 +85,9 @@ def coordinator(
             keep_best=checkpoint.keep_best,
             parent_fd=parent_fd,
             num_restarts=num_restarts,
+            suspect_seconds=resolved.fault.suspect_seconds,
+            silence_seconds=resolved.fault.silence_seconds,
+            hang_seconds=resolved.fault.hang_seconds,
             linger_seconds=linger_seconds,
         )
     )

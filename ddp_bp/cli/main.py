@@ -30,6 +30,7 @@ COMMANDS = {
     "profile": ("ddp_bp.cli.profile", "profile", "Show where the time of training steps goes."),
     "bench": ("ddp_bp.cli.bench", "bench", "Measure exchange, training steps and scaling, beside MPI and PyTorch."),
     "status": ("ddp_bp.cli.status", "status", "Show how a running job is doing."),
+    "stacks": ("ddp_bp.cli.stacks", "stacks", "Show where every rank of a running job is, in Python."),
     "stop": ("ddp_bp.cli.stop", "stop", "Save a checkpoint of a running job, and end it."),
     "checkpoint": ("ddp_bp.cli.checkpoint", "checkpoint", "List, verify or take checkpoints."),
     "ledger": ("ddp_bp.cli.ledger", "ledger", "Verify which samples a run has used, or show one of its steps."),

@@ -33,7 +33,7 @@ def status(run_dir: Path, as_json: bool) -> None:
                 rank["hostname"],
                 rank["pid"],
                 rank["step"],
-                rank["phase"] if rank["connected"] else "gone",
+                _doing(rank),
                 seconds_text(rank["last_step_age_seconds"]),
                 seconds_text(rank["backward_seconds_mean"]),
                 seconds_text(rank["rank_wait_seconds_mean"]),
@@ -41,6 +41,13 @@ def status(run_dir: Path, as_json: bool) -> None:
             for rank in answer["ranks"]
         ],
     )
+
+
+def _doing(rank: dict[str, Any]) -> str:
+    what: str = (rank["doing"] or rank["phase"]) if rank["connected"] else "gone"
+    if rank["suspected"]:
+        return f"{rank['suspected']} for {seconds_text(rank['suspected_seconds'])}: {what}"
+    return what
 
 
 def _job_rows(answer: dict[str, Any], url: str) -> list[tuple[str, object]]:

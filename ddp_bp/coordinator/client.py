@@ -54,6 +54,10 @@ class ToolClient:
         """The same content as /api/status."""
         return self._ask(m.StatusRequest(), m.StatusReply, self._timeout_seconds).status
 
+    def stacks(self) -> list[dict[str, Any]]:
+        """Where every rank is, and the Python stacks of those that answer; see `StacksReply`."""
+        return self._ask(m.StacksRequest(), m.StacksReply, self._timeout_seconds).ranks
+
     def request_checkpoint(self, timeout_seconds: float = 120.0) -> m.CheckpointDone:
         """Asks for a checkpoint now, and waits until it is durable or was dropped."""
         request_id = f"request-{secrets.token_hex(4)}"

@@ -32,6 +32,8 @@ class CoordinatorConfig:
     checkpoint_timeout_seconds   a checkpoint that receives nothing for this long is dropped
     num_restarts                 how often all ranks have been started again after a failure, shown only
     exit_grace_seconds           how long after the end of training it waits for ranks that do not say goodbye
+    suspect_seconds              after how long a rank that is silent, or that others wait for, is named
+    silence_seconds, hang_seconds   after how long such a rank is evicted; 0: never
     linger_seconds               how long after the end of the job it goes on answering HTTP
     """
 
@@ -53,6 +55,9 @@ class CoordinatorConfig:
     checkpoint_timeout_seconds: float = 60.0
     exit_grace_seconds: float = 5.0
     num_restarts: int = 0
+    suspect_seconds: float = 1.5
+    silence_seconds: float = 30.0
+    hang_seconds: float = 60.0
     linger_seconds: float = 0.0
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The one thread that writes: ledger, metrics.jsonl, checkpoints and summary.json of a run, strictly in order.
+"""The one thread that writes what a run leaves (ledger, metrics, faults, checkpoints, summary), strictly in order.
 
 So what was handed over before a checkpoint is durable before it. Carries out disk instructions and answers each with
 one event; it decides nothing.
@@ -24,6 +24,7 @@ from ddp_bp.coordinator.ledger import LedgerFile
 from ddp_bp.errors import DdpError
 
 LEDGER_FILE: Final = "ledger.jsonl"
+FAULTS_FILE: Final = "faults.jsonl"
 METRICS_FILE: Final = "metrics.jsonl"
 SUMMARY_FILE: Final = "summary.json"
 CHECKPOINT_FOLDER: Final = "checkpoints"
@@ -94,6 +95,9 @@ class DiskWriter:
                 case e.AppendMetrics(record):
                     append(self._metrics, msgspec.json.encode(record) + b"\n")
                     return e.MetricsWritten()
+                case e.AppendFault(record):
+                    self._append_fault(msgspec.json.encode(record) + b"\n")
+                    return e.FaultWritten()
                 case e.WriteCheckpoint():
                     return self._write_checkpoint(instruction)
                 case e.WriteSummary(summary):
@@ -106,6 +110,17 @@ class DiskWriter:
             # Something that nobody foresaw must not end the thread, for then training would go on without checkpoints.
             _LOG.exception("unexpected error in the disk writer")
             return _failed(instruction, repr(error))
+
+    def _append_fault(self, line: bytes) -> None:
+        """Most runs have none, and then no such file."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        descriptor = os.open(self._run_dir / FAULTS_FILE, flags, 0o644)
+        try:
+            cut_torn_line(descriptor)
+            append(descriptor, line)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _write_checkpoint(self, instruction: e.WriteCheckpoint) -> e.DiskAnswer:
         manifest = msgspec.convert(dict(instruction.manifest), Manifest)
@@ -126,6 +141,8 @@ def _failed(instruction: e.DiskInstruction, error: str) -> e.DiskFailed:
             return e.DiskFailed("ledger", error)
         case e.AppendMetrics():
             return e.DiskFailed("metrics", error)
+        case e.AppendFault():
+            return e.DiskFailed("faults", error)
         case e.WriteCheckpoint(request_id):
             return e.DiskFailed("checkpoint", error, request_id)
         case e.WriteSummary():

@@ -15,7 +15,7 @@ import numpy as np
 from ddp_bp.wire.codec import Buffer
 from ddp_bp.wire.messages import FromCoordinator, FromWorker, StopCause
 
-DiskJob = Literal["ledger", "metrics", "checkpoint", "summary"]
+DiskJob = Literal["ledger", "metrics", "faults", "checkpoint", "summary"]
 
 # ---- events
 
@@ -78,6 +78,19 @@ class MetricsWritten:
 
 
 @dataclass(frozen=True, slots=True)
+class FaultWritten:
+    """A line was appended to faults.jsonl."""
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """What came of a `Kill`; see `kill_process`."""
+
+    rank: int
+    outcome: Literal["killed", "gone", "elsewhere", "not allowed"]
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointWritten:
     """A checkpoint is durable in the folder `path`. `problem`: what went wrong afterwards, clearing away older ones."""
 
@@ -108,14 +121,16 @@ Event = (
     | Tick
     | TerminationAsked
     | ParentGone
+    | Killed
     | LedgerWritten
     | MetricsWritten
+    | FaultWritten
     | CheckpointWritten
     | SummaryWritten
     | DiskFailed
 )
 
-DiskAnswer = LedgerWritten | MetricsWritten | CheckpointWritten | SummaryWritten | DiskFailed
+DiskAnswer = LedgerWritten | MetricsWritten | FaultWritten | CheckpointWritten | SummaryWritten | DiskFailed
 
 # ---- instructions
 
@@ -140,6 +155,22 @@ class AppendMetrics:
     """Append one record to metrics.jsonl. Answered by MetricsWritten or DiskFailed."""
 
     record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AppendFault:
+    """Append one record to faults.jsonl and flush. Answered by FaultWritten or DiskFailed."""
+
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Kill the process of a rank, if it runs on this machine and is that very one. Answered by Killed."""
+
+    rank: int
+    pid: int
+    process: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,5 +208,5 @@ class Exit:
     code: int
 
 
-DiskInstruction = AppendLedger | AppendMetrics | WriteCheckpoint | WriteSummary
-Instruction = Send | DiskInstruction | Log | Exit
+DiskInstruction = AppendLedger | AppendMetrics | AppendFault | WriteCheckpoint | WriteSummary
+Instruction = Send | Kill | DiskInstruction | Log | Exit

@@ -23,6 +23,7 @@ from ddp_bp._version import __version__
 from ddp_bp.coordinator.checkpoints import DURATION_BUCKETS_SECONDS
 from ddp_bp.coordinator.lifecycle import State
 from ddp_bp.coordinator.space import Room
+from ddp_bp.coordinator.suspicion import REASONS
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS, PHASES
 
 if TYPE_CHECKING:
@@ -123,6 +124,25 @@ class JobCollector(Collector):
             if member.step_at is not None:
                 ages.add_metric([str(rank)], now - member.step_at)
         yield ages
+        heard = GaugeMetricFamily(
+            "ddp_bp_rank_heartbeat_age_seconds", "Time since anything was heard of a rank.", labels=["rank"]
+        )
+        suspected = GaugeMetricFamily(
+            "ddp_bp_rank_suspected",
+            "1 while a rank is silent, or stuck: it makes no progress, and others wait for it; by reason.",
+            labels=["rank", "reason"],
+        )
+        suspicions = {(one.rank, one.reason) for one in self._coordinator.suspicions(now)}
+        for rank, member in self._coordinator.roster:
+            heard.add_metric([str(rank)], now - member.heard_at)
+            for reason in REASONS:
+                suspected.add_metric([str(rank), reason], float((rank, reason) in suspicions))
+        yield heard
+        yield suspected
+        evictions = CounterMetricFamily("ddp_bp_evictions", "Ranks that were evicted, by reason.", labels=["reason"])
+        for reason in REASONS:
+            evictions.add_metric([reason], self._coordinator.evictions.num_evictions[reason])
+        yield evictions
         for phase in PHASES:
             family = HistogramMetricFamily(f"ddp_bp_{phase}_seconds", _PHASE_HELP[phase], labels=["rank"])
             for rank, durations in sorted(self._coordinator.progress.durations.items()):
@@ -182,7 +202,7 @@ class JobCollector(Collector):
         failures = CounterMetricFamily(
             "ddp_bp_disk_failures", "Writes that failed, by what was written.", labels=["job"]
         )
-        for job in ("ledger", "metrics", "checkpoint", "summary"):
+        for job in ("ledger", "metrics", "faults", "checkpoint", "summary"):
             failures.add_metric([job], coordinator.durability.num_failures[job])
         yield failures
         yield CounterMetricFamily(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ddp_bp.wire.messages import PROTOCOL_VERSION, Hello, Membership
+from ddp_bp.wire.messages import PROTOCOL_VERSION, Hello, Membership, Position
 
 ALIVE_SECONDS: Final = 5.0
 """A rank heard of this recently is taken to be alive when another process claims its place."""
@@ -24,6 +24,7 @@ class Member:
     connected   its connection stands, as far as is known, and it has not said goodbye
     left        it said goodbye
     rank        what it calls itself since the membership `epoch`
+    position    what it said that it was doing, at `position_at`
     step_at     when its last report with a committed step came
     """
 
@@ -36,6 +37,8 @@ class Member:
     left: bool = False
     step: int = 0
     phase: str = "setup"
+    position: Position | None = None
+    position_at: float = 0.0
     report_at: float | None = None
     step_at: float | None = None
 

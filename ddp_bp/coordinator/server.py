@@ -31,6 +31,7 @@ from ddp_bp.coordinator.web import make_app
 from ddp_bp.errors import WireError
 from ddp_bp.wire.codec import decode_from_worker, encode
 from ddp_bp.wire.messages import StopCause
+from ddp_bp.wire.process import kill_process
 
 TICK_SECONDS: Final = 0.1
 LINGER_SECONDS: Final = 0.5
@@ -224,6 +225,8 @@ class _Server:
                 except zmq.ZMQError:
                     # No such connection any more, or nobody has read from it for a thousand messages.
                     return [e.Disconnected(identity)]
+            case e.Kill(rank, pid, process):
+                return [e.Killed(rank, kill_process(pid, process))]
             case e.Log(level, text):
                 _LOG.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
             case e.Exit(code):

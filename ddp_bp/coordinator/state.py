@@ -14,11 +14,14 @@ from ddp_bp.coordinator import events as e
 from ddp_bp.coordinator.checkpoints import CheckpointDesk, CheckpointRecord
 from ddp_bp.coordinator.config import CoordinatorConfig
 from ddp_bp.coordinator.durability import Durability
+from ddp_bp.coordinator.eviction import EvictionDesk
 from ddp_bp.coordinator.lifecycle import ENDED, Signal, State, advance
 from ddp_bp.coordinator.progress import Progress
 from ddp_bp.coordinator.records import evaluation_record, report_record
 from ddp_bp.coordinator.roster import Member, Roster
+from ddp_bp.coordinator.stacks import StacksDesk
 from ddp_bp.coordinator.status import status_of
+from ddp_bp.coordinator.suspicion import Suspicion, suspicions
 from ddp_bp.wire import messages as m
 from ddp_bp.wire.codec import Buffer
 
@@ -27,6 +30,9 @@ JOIN_SECONDS: Final = 60.0
 """How long a stop that comes before any rank waits for one, to tell it."""
 DRAIN_SECONDS: Final = 0.5
 """Once told to end at once, how long messages that are still on their way are waited for."""
+
+PAUSE_SECONDS: Final = 1.0
+"""Where time passes from tick to tick, which come ten times a second, this process itself was stopped meanwhile."""
 
 _FROM_RANK_0: Final = (m.LedgerRecords, m.Evaluation, m.Finished)
 
@@ -50,6 +56,9 @@ class Coordinator:
         self.num_messages: Counter[str] = Counter()
         self.num_rejected = 0
         self.durability = Durability()
+        self.evictions = EvictionDesk(config, self.roster)
+        self._stacks: StacksDesk[bytes | None] = StacksDesk(self.roster)
+        self._here_since = self._ticked_at = now
         self._unix_at_zero = unix_seconds - now
         self._heartbeat_at = now
         self._stop_asked_at: float | None = None
@@ -106,8 +115,10 @@ class Coordinator:
             case e.SummaryWritten():
                 self.durability.summary_written()
                 return self._tell_of_summary()
-            case e.MetricsWritten():
+            case e.MetricsWritten() | e.FaultWritten():
                 return []
+            case e.Killed():
+                return self.evictions.killed(event)
             case e.DiskFailed():
                 return self._disk_failed(event, now)
 
@@ -128,12 +139,20 @@ class Coordinator:
                     return self.checkpoints.request(request_id, "request", identity, now)
                 why = f"the job is {self.state.value}; a checkpoint can be asked for only while it is training"
                 return [e.Send(identity, m.CheckpointDone(request_id, ok=False, message=why))]
+            case m.StacksRequest():
+                return self._stacks.ask(identity, now)
         member = self.roster.find(identity)
         if member is None:
             return None
         if isinstance(message, m.Heartbeat):
             member.heard(now)
+            if message.position is not None:
+                member.position, member.position_at = message.position, now
             return []
+        if isinstance(message, m.Stacks):
+            member.heard(now)
+            self._stacks.answer(member, message)
+            return self._give_stacks(now)
         if isinstance(message, m.Membership):
             return self._announce(member, message, now)
         rank = 0 if isinstance(message, m.Evaluation) else message.rank
@@ -233,6 +252,37 @@ class Coordinator:
             return []
         return [e.AppendMetrics(report_record(report, self.progress.samples_per_second))]
 
+    # ---- ranks that are silent or stuck
+
+    def suspicions(self, now: float) -> list[Suspicion]:
+        """Which ranks something seems to be wrong with; nobody's before all have come, or after the end."""
+        if self.state not in (State.TRAINING, State.STOPPING):
+            return []
+        means = [
+            durations["step"].mean_seconds for durations in self.progress.durations.values() if "step" in durations
+        ]
+        step_seconds = max((mean for mean in means if mean is not None), default=0.0)
+        return suspicions(self.roster, now, self._here_since, self.config.suspect_seconds, step_seconds)
+
+    def _watch_ranks(self, now: float) -> list[e.Instruction]:
+        instructions, is_overdue = self.evictions.watch(self.suspicions(now), now)
+        if is_overdue:
+            instructions += self._stacks.ask(None, now)
+        told, why = self.evictions.tick(now)
+        instructions += told
+        if why is not None:
+            instructions += [e.Log("error", why), *self._fail(m.Failure(0, self.progress.step, why, ""), now)]
+        return instructions
+
+    def _give_stacks(self, now: float) -> list[e.Instruction]:
+        instructions: list[e.Instruction] = []
+        for tool, rows in self._stacks.finished(now):
+            if tool is not None:
+                instructions.append(e.Send(tool, m.StacksReply(rows)))
+            else:
+                instructions += self.evictions.evict(rows, self.suspicions(now), now, self.unix_seconds(now))
+        return instructions
+
     # ---- the end
 
     def _stop(self, cause: m.StopCause, now: float) -> list[e.Instruction]:
@@ -306,11 +356,14 @@ class Coordinator:
     # ---- time and disk
 
     def _tick(self, now: float) -> list[e.Instruction]:
+        if now - self._ticked_at > PAUSE_SECONDS:
+            self._here_since = now
+        self._ticked_at = now
         instructions = self.checkpoints.tick(now, training=self.state is State.TRAINING)
         if now - self._heartbeat_at >= HEARTBEAT_SECONDS:
             self._heartbeat_at = now
             instructions += [e.Send(identity, m.Heartbeat()) for identity in self.roster.connected()]
-        instructions += self.durability.tick(now)
+        instructions += [*self.durability.tick(now), *self._give_stacks(now), *self._watch_ranks(now)]
         return instructions if self._closing_at is not None else [*instructions, *self._silence(now)]
 
     def _silence(self, now: float) -> list[e.Instruction]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddp_bp._version import __version__
 from ddp_bp.coordinator.roster import Member
+from ddp_bp.coordinator.stacks import whereabouts
 from ddp_bp.wire.phases import PHASES
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def status_of(coordinator: Coordinator, now: float) -> dict[str, Any]:
         "eval_loss": _finite(evaluation.loss) if evaluation else None,
         "eval_accuracy": _finite(evaluation.accuracy) if evaluation else None,
         "eval_step": evaluation.step if evaluation else None,
-        "ranks": [_rank_of(coordinator, rank, member, now) for rank, member in coordinator.roster],
+        "ranks": _ranks_of(coordinator, now),
+        "evictions": sum(coordinator.evictions.num_evictions.values()),
         "checkpoints": _checkpoints_of(coordinator),
         "failure": _failure_of(coordinator),
     }
@@ -77,7 +79,20 @@ def ready_problem(coordinator: Coordinator) -> str | None:
     return f"rank {late} has not gone on yet without rank {coordinator.roster.lost[-1]}" if late else None
 
 
+def _ranks_of(coordinator: Coordinator, now: float) -> list[dict[str, Any]]:
+    suspected = {one.rank: (one.reason, one.seconds) for one in coordinator.suspicions(now)}
+    return [
+        {
+            **_rank_of(coordinator, rank, member, now),
+            "suspected": suspected[rank][0] if rank in suspected else None,
+            "suspected_seconds": suspected[rank][1] if rank in suspected else None,
+        }
+        for rank, member in coordinator.roster
+    ]
+
+
 def _rank_of(coordinator: Coordinator, rank: int, member: Member, now: float) -> dict[str, Any]:
+    where = whereabouts(rank, member, now)
     durations = coordinator.progress.durations.get(rank, {})
     means = {f"{phase}_seconds_mean": durations[phase].mean_seconds for phase in PHASES if phase in durations}
     return {
@@ -88,6 +103,9 @@ def _rank_of(coordinator: Coordinator, rank: int, member: Member, now: float) ->
         "connected": member.connected,
         "step": member.step,
         "phase": member.phase,
+        "doing": where["phase"],
+        "doing_seconds": where["phase_seconds"],
+        "heartbeat_age_seconds": where["heartbeat_age_seconds"],
         "last_report_age_seconds": None if member.report_at is None else now - member.report_at,
         "last_step_age_seconds": None if member.step_at is None else now - member.step_at,
         "backward_seconds_mean": None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ddp_bp.recipes.section import Count, PositiveFloat, Section, Share
+from ddp_bp.recipes.section import Count, NonNegativeFloat, PositiveFloat, Section, Share
 
 
 class FaultSection(Section, frozen=True, kw_only=True):
@@ -22,6 +22,11 @@ class FaultSection(Section, frozen=True, kw_only=True):
         job, with a checkpoint.
     compare_every_steps: after how many steps the ranks compare what all of them hold; 0: never.
     audit: the fraction of shards that another rank computes once more, to compare.
+    heartbeat_seconds: how often a rank says that it is there, and what it is doing.
+    suspect_seconds: after how long without a sign of a rank, or of progress while others wait for it, it is named.
+    silence_seconds: a rank of which there is no sign for so long is evicted; 0: never.
+    hang_seconds: a rank that others wait for, and that makes no progress for so long, is evicted; 0: never.
+    orphan_seconds: a rank that waits for others, and hears nothing of the coordinator for so long, ends; 0: never.
     """
 
     recovery: Literal["auto", "restart", "none"] = "auto"
@@ -30,3 +35,23 @@ class FaultSection(Section, frozen=True, kw_only=True):
     nonfinite_limit: Count = 10
     compare_every_steps: Count = 100
     audit: Share = 0.0
+    heartbeat_seconds: PositiveFloat = 0.5
+    suspect_seconds: PositiveFloat = 1.5
+    silence_seconds: NonNegativeFloat = 30.0
+    hang_seconds: NonNegativeFloat = 60.0
+    orphan_seconds: NonNegativeFloat = 60.0
+
+    def conflicts(self) -> list[str]:
+        problems = []
+        if self.suspect_seconds < 2 * self.heartbeat_seconds:
+            problems.append(
+                f"fault.suspect_seconds: expected at least twice fault.heartbeat_seconds = {self.heartbeat_seconds:g}, "
+                f"got {self.suspect_seconds:g}; ranks that are well would be suspected"
+            )
+        for key, seconds in (("silence_seconds", self.silence_seconds), ("hang_seconds", self.hang_seconds)):
+            if 0 < seconds < self.suspect_seconds:
+                problems.append(
+                    f"fault.{key}: expected 0 (never) or at least fault.suspect_seconds = {self.suspect_seconds:g}, "
+                    f"got {seconds:g}"
+                )
+        return problems

@@ -78,6 +78,25 @@ class TensorLayout(msgspec.Struct, frozen=True):
     offset: Natural
 
 
+class Position(msgspec.Struct, frozen=True):
+    """What the training thread of a rank is doing.
+
+    phase     one of `WORKING`, `WAITING`, or another word
+    seconds   for how long nothing of this has changed, nor any other sign of progress
+    """
+
+    step: Natural
+    phase: str
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+
+
+class ThreadStack(msgspec.Struct, frozen=True):
+    """Where a Python thread is. `frames`: "function (file:line)", the outermost first."""
+
+    name: str
+    frames: list[str]
+
+
 class ArrayLayout(msgspec.Struct, frozen=True):
     """A flat array of `size` little-endian elements, and the tensors that are written to `file` from it."""
 
@@ -92,11 +111,16 @@ class ArrayLayout(msgspec.Struct, frozen=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """Once a second, from every rank to the coordinator and from it to every rank: the sender is there.
+    """From every rank to the coordinator, as often as the recipe says, and once a second from it to every rank: the
+    sender is there, whatever its training thread is doing.
 
     A rank that sees none for long has lost the coordinator, and trains on. One whose sender is no known rank means
     nothing.
+
+    position   from a rank that trains: how far it is
     """
+
+    position: Position | None = None
 
 
 # ---- worker -> coordinator
@@ -106,7 +130,9 @@ class Hello(Message, frozen=True):
     """The first message of a connection, and again after the link was lost. Answered by `Welcome` or `Refused`.
 
     A process that comes back is told again, before `Welcome`, what it may have missed: how the latest checkpoints
-    ended, and on rank 0 what is durable of ledger and summary.
+    ended, what is durable of the ledger, and on rank 0 of the summary.
+
+    process    a name of this very process, which no other one ever has (see `wire.process`); empty: not known
     """
 
     protocol_version: int
@@ -118,6 +144,7 @@ class Hello(Message, frozen=True):
     hostname: str
     shards: Natural
     role: Literal["worker", "tool"] = "worker"
+    process: str = ""
 
 
 class Membership(Message, frozen=True):
@@ -244,6 +271,13 @@ class Finished(Message, frozen=True):
     summary: dict[str, Any]
 
 
+class Stacks(Message, frozen=True):
+    """Answer to `TellStacks`: every Python thread of a rank."""
+
+    request_id: str
+    threads: list[ThreadStack]
+
+
 class Goodbye(Message, frozen=True):
     """The last message of a rank that leaves in good order. Not answered. Tools just go."""
 
@@ -255,6 +289,10 @@ class Goodbye(Message, frozen=True):
 
 class StatusRequest(Message, frozen=True):
     """Answered by `StatusReply`."""
+
+
+class StacksRequest(Message, frozen=True):
+    """Where is every rank? Answered by `StacksReply` when all have said so, or after a few seconds."""
 
 
 class CheckpointRequest(Message, frozen=True):
@@ -300,6 +338,18 @@ class Stop(Message, frozen=True):
     reason: StopCause
 
 
+class TellStacks(Message, frozen=True):
+    """Say at once where every thread is; answered by `Stacks`, whatever the training thread is doing."""
+
+    request_id: str
+
+
+class End(Message, frozen=True):
+    """The rank is no part of the job any more: its process ends at once, whatever it is doing."""
+
+    reason: str
+
+
 class CheckpointDone(Message, frozen=True):
     """How a checkpoint ended, to every rank and to the tool that asked.
 
@@ -332,6 +382,16 @@ class Acknowledged(Message, frozen=True):
     message: str = ""
 
 
+class StacksReply(Message, frozen=True):
+    """Every rank, by its number at the start: where it is, and the stacks of those that have answered.
+
+    ranks   with rank, hostname, pid, step, phase, phase_seconds, heartbeat_age_seconds, and threads: None, or a list
+            of {name, frames}
+    """
+
+    ranks: list[dict[str, Any]]
+
+
 class StatusReply(Message, frozen=True):
     """The same content as /api/status."""
 
@@ -350,10 +410,24 @@ FromWorker = (
     | CheckpointEnd
     | Failure
     | Finished
+    | Stacks
     | Goodbye
     | StatusRequest
+    | StacksRequest
     | CheckpointRequest
     | StopRequest
 )
 
-FromCoordinator = Welcome | Refused | TakeCheckpoint | Stop | CheckpointDone | Acknowledged | StatusReply | Heartbeat
+FromCoordinator = (
+    Welcome
+    | Refused
+    | TakeCheckpoint
+    | TellStacks
+    | Stop
+    | End
+    | CheckpointDone
+    | Acknowledged
+    | StacksReply
+    | StatusReply
+    | Heartbeat
+)

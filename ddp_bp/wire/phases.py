@@ -1,4 +1,4 @@
-"""The timed parts of a training step, and the histogram buckets that ranks count them into.
+"""The timed parts of a training step, the histogram buckets that ranks count them into, and what a rank may be doing.
 
 Ranks count locally and send only the increments, so that timing every step costs no message. This module
 knows neither who measures a duration nor who shows it.
@@ -22,3 +22,10 @@ PHASE_BUCKETS_SECONDS: Final = (
 """Inclusive upper bounds, rising. One more bucket, for anything longer, follows the last."""
 
 NUM_PHASE_BUCKETS: Final = len(PHASE_BUCKETS_SECONDS) + 1
+
+WAITING: Final = "waiting"
+"""What a rank is doing that is inside a call of MPI: it needs others to go on."""
+
+WORKING: Final = ("data", "forward", "backward", "compute", "exchange", "optimizer", "evaluation", "between steps")
+"""What a rank may be doing while others wait for it. `compute`: of a shard, where it is not known more exactly. Besides
+these there are "checkpoint", "sampling" and "other", which may take as long as they like."""

@@ -64,6 +64,8 @@ class Evaluation:
         self._run = run
         self._chunks = chunks[run.start : run.stop]
         self._agreement = Agreement(communicator, len(chunks), layout)
+        self.num_chunks = 0
+        """How many chunks this rank has evaluated."""
 
     def run(self, step: int, *, has_accuracy: bool) -> EvaluationResult:
         """Evaluate after `step` committed steps. Collective.
@@ -102,3 +104,4 @@ class Evaluation:
             self._agreement.report_shard(
                 index, total.loss.item(), total.weight, total.correct, batch.ids_digest, finite=True
             )
+            self.num_chunks += 1

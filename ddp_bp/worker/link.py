@@ -1,34 +1,43 @@
 """The link to the coordinator: a background thread that owns the socket, so that no step waits for the network.
 
 The training thread posts messages and polls for commands; both are queue operations. Losing the coordinator costs no
-training step: messages wait in the queue, of reports only the newest. Knows nothing of what the messages mean to the
-training loop.
+training step: messages wait in the queue, of reports only the newest. Whatever the training thread is doing, the other
+one says that the rank is there, answers where its threads are, and ends the process if it is no part of the job any
+more. Knows nothing of what the messages mean to the training loop.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import zmq
 
 from ddp_bp.errors import AddressError, DeadlineError, DistributedError, WireError
 from ddp_bp.wire.codec import Buffer, decode_from_coordinator, encode
 from ddp_bp.wire.messages import (
+    End,
     FromCoordinator,
     FromWorker,
     Goodbye,
     Heartbeat,
     Hello,
     Membership,
+    Position,
     Refused,
     Report,
+    Stacks,
+    TellStacks,
+    ThreadStack,
     Welcome,
 )
+from ddp_bp.wire.phases import WAITING
 
 Outgoing = tuple[FromWorker, tuple[Buffer, ...]]
 Reply = TypeVar("Reply")
@@ -38,20 +47,34 @@ _SEND_HIGH_WATER_MARK = 16
 _MAX_QUEUED_REPORTS = 8
 # The coordinator sends a heartbeat every second.
 _HELLO_AGAIN_SECONDS = 5.0
-_HEARTBEAT_SECONDS = 1.0
+
+_HEARTBEAT: Outgoing = Heartbeat(), ()
+
+EVICTED_EXIT_CODE = 79
+"""Of a rank that was told that it is no part of the job any more."""
 
 
 class CoordinatorLink:
     """One rank's connection. The public methods belong to the training thread."""
 
-    def __init__(self, address: str, hello: Hello) -> None:
-        """`address`: the coordinator's "tcp://host:port"."""
+    def __init__(
+        self, address: str, hello: Hello, heartbeat_seconds: float = 0.5, orphan_seconds: float = math.inf
+    ) -> None:
+        """`address`: the coordinator's "tcp://host:port".
+
+        `orphan_seconds`: how long this rank may wait for others while nothing is heard of the coordinator.
+        """
+        self._heartbeat_seconds, self._orphan_seconds = heartbeat_seconds, orphan_seconds
+        self._position: Callable[[], Position | None] = lambda: None
+        self._stacks: Callable[[], list[ThreadStack]] = list
+        self._welcomed = False
         self._address, self._hello = address, hello
         self._introduction: list[Outgoing] = [(hello, ())]
         self._rank = hello.rank
         self._outbox: deque[Iterable[Outgoing]] = deque()
         self._inbox: deque[FromCoordinator] = deque()
         self._stream: Iterator[Outgoing] = iter(())
+        self._answers: deque[Outgoing] = deque()
         self._changed = threading.Condition()
         # An eventfd while the thread runs. Its number may be another file's afterwards.
         self._wake = -1
@@ -78,6 +101,13 @@ class CoordinatorLink:
             return message if isinstance(message, Welcome) else None
 
         return self.wait(welcome, deadline_seconds, "its welcome")
+
+    def watch(self, position: Callable[[], Position], stacks: Callable[[], list[ThreadStack]]) -> None:
+        """From now on tell the coordinator what the training thread is doing, and when asked where all threads are.
+
+        Both are called by the background thread.
+        """
+        self._position, self._stacks = position, stacks
 
     def post(self, message: FromWorker) -> None:
         """Queue one message."""
@@ -188,7 +218,8 @@ class CoordinatorLink:
         poller = zmq.Poller()
         poller.register(self._wake, zmq.POLLIN)
         outgoing: Outgoing | None = None
-        introduced = spoke = monotonic()
+        introduced = beat = monotonic()
+        is_due = False
         while True:
             now = monotonic()
             if now - max(self._last_heard, introduced) > _HELLO_AGAIN_SECONDS:
@@ -198,15 +229,20 @@ class CoordinatorLink:
                     self._outbox.appendleft(list(self._introduction))
             # Read before the queue is: what was posted before `close` is then still found in it.
             closing = self._closing
+            if now - beat >= self._heartbeat_seconds:
+                beat, is_due = now, self._welcomed
+                self._end_if_orphan(now)
+            if outgoing is None and not closing:
+                # However long a step takes, and whatever waits to be sent, the coordinator knows how this rank is.
+                if is_due:
+                    outgoing, is_due = _HEARTBEAT, False
+                elif self._answers:
+                    outgoing = self._answers.popleft()
             outgoing = outgoing or self._next_outgoing()
-            if outgoing is None:
-                if closing:
-                    return
-                if now - spoke >= _HEARTBEAT_SECONDS:
-                    # However long a step takes, the coordinator knows that this process is there.
-                    outgoing = Heartbeat(), ()
+            if outgoing is None and closing:
+                return
             poller.register(socket, zmq.POLLIN | (zmq.POLLOUT if outgoing else 0))
-            events = dict(poller.poll(1000))
+            events = dict(poller.poll(max(10, round(1000 * (beat + self._heartbeat_seconds - now)))))
             if self._wake in events:
                 os.eventfd_read(self._wake)
             state = events.get(socket, 0)
@@ -214,8 +250,25 @@ class CoordinatorLink:
                 self._receive(socket)
             if outgoing and state & zmq.POLLOUT:
                 message, payloads = outgoing
+                if outgoing is _HEARTBEAT:
+                    # It may have waited for long.
+                    message = Heartbeat(self._position())
                 socket.send_multipart(encode(message, payloads))
-                outgoing, spoke = None, now
+                outgoing = None
+
+    def _end_if_orphan(self, now: float) -> None:
+        if now - self._last_heard <= self._orphan_seconds:
+            return
+        position = self._position()
+        if position is not None and position.phase == WAITING and position.seconds > self._orphan_seconds:
+            self._end(
+                f"for {self._orphan_seconds:g} s it has waited for other ranks, and heard nothing of the coordinator"
+            )
+
+    def _end(self, reason: str) -> NoReturn:
+        print(f"ddp-bp: rank {self._hello.rank} ends: {reason}", file=sys.stderr, flush=True)
+        # The training thread may be anywhere, and MPI would wait for others.
+        os._exit(EVICTED_EXIT_CODE)
 
     def _next_outgoing(self) -> Outgoing | None:
         """The next message of the stream that is being sent, or the first of the next one in the queue."""
@@ -236,6 +289,20 @@ class CoordinatorLink:
             except WireError as error:
                 self._failure = error
             else:
-                if not isinstance(message, Heartbeat):
-                    self._inbox.append(message)
+                self._take_in(message)
             self._changed.notify_all()
+
+    def _take_in(self, message: FromCoordinator) -> None:
+        match message:
+            case Heartbeat():
+                pass
+            case TellStacks(request_id):
+                self._answers.append((Stacks(request_id, self._stacks()), ()))
+            case End(reason):
+                self._end(reason)
+            case Refused(reason) if self._welcomed and not self._closing:
+                # The job has gone on without this rank, or another one is at the address by now.
+                self._end(reason)
+            case _:
+                self._welcomed |= isinstance(message, Welcome)
+                self._inbox.append(message)

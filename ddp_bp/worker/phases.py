@@ -41,6 +41,11 @@ class PhaseClock:
         self._counts = np.zeros((len(Phase), len(self._bounds) + 1), np.int64)
         self._sums = np.zeros(len(Phase))
 
+    @property
+    def last_lap(self) -> float:
+        """When the last lap was taken, or the step begun: another number whenever there was progress."""
+        return self._last
+
     def start(self) -> None:
         """Begin a step."""
         self._current = [0.0] * len(Phase)

@@ -7,6 +7,7 @@ died, the others finish the step without it (`recovery`), tell the coordinator, 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from ddp_bp.errors import CoordinatorLostError, DdpError, DistributedError, Peer
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.wire.messages import PROTOCOL_VERSION, Acknowledged, Failure, Finished, Hello, Membership
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
+from ddp_bp.wire.process import process_name
+from ddp_bp.worker.activity import Activity, thread_stacks
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import SILENCE_SECONDS, Checkpointing
 from ddp_bp.worker.compose import around, compose
@@ -79,7 +82,10 @@ def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> i
             pid=os.getpid(),
             hostname=socket.gethostname(),
             shards=job.plan.num_shards,
+            process=process_name(os.getpid()),
         ),
+        job.recipe.fault.heartbeat_seconds,
+        job.recipe.fault.orphan_seconds or math.inf,
     )
     try:
         welcome = together(communicator, lambda: link.open(WELCOME_SECONDS))
@@ -117,6 +123,7 @@ class _Run:
         keeps_lines = communicator.rank == 0 or communicator.can_lose_ranks
         self._ledger = Ledger(chain, communicator.size, keeps_lines=keeps_lines)
         self._reporter = Reporter(link, communicator.rank, clock, self._progress, self._ledger)
+        link.watch(Activity(lambda: self._progress.step, lambda: self._sign(clock)).position, thread_stacks)
         self._recipe_sha256 = recipe_sha256(job.recipe)
         self._loop = TrainingLoop(
             job=job,
@@ -133,6 +140,11 @@ class _Run:
     def rank(self) -> int:
         """This rank's number by now."""
         return self._communicator.rank
+
+    def _sign(self, clock: PhaseClock) -> tuple[float, int]:
+        """Another one whenever there is progress within a phase."""
+        evaluation = self._composed.evaluation
+        return clock.last_lap, evaluation.num_chunks if evaluation else 0
 
     def to_the_end(self) -> int:
         # What is not finite is found by the step itself, which says where; NumPy's warnings would come first.

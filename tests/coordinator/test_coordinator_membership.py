@@ -64,8 +64,9 @@ def test_those_that_are_left_are_numbered_anew_and_shown_as_they_started(
     after = samples(three)
     assert after["ddp_bp_world_size", ""] == 2
     assert (after["ddp_bp_membership_epoch", ""], after["ddp_bp_recoveries_total", ""]) == (1, 1)
+    gauges = ("last_step_age_seconds", "rank_heartbeat_age_seconds", "rank_suspected")
     gone = set(before) - set(after)
-    assert gone == {("ddp_bp_last_step_age_seconds", str(lost))}, "gauges go, counters stay"
+    assert gone == {(f"ddp_bp_{name}", str(lost)) for name in gauges}, "gauges go, counters stay"
     assert after["ddp_bp_backward_seconds_count", str(lost)] == 5
 
 

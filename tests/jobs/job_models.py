@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -117,6 +118,25 @@ class Meddling(Slow):
 
 def meddling(input_shape, num_outputs):
     return Meddling(input_shape[0], num_outputs, 0.0)
+
+
+class Hanging(Slow):
+    """Hangs in the training step after 40 calls, on rank 1 and once: the next start finds a file beside this one."""
+
+    num_calls = 40
+
+    def forward(self, x):
+        if self.training and launched_rank() == 1:
+            self.num_calls -= 1
+            mark = Path(__file__).with_name("hung")
+            if self.num_calls < 0 and not mark.exists():
+                mark.touch()
+                time.sleep(3600)
+        return super().forward(x)
+
+
+def hanging(input_shape, num_outputs):
+    return Hanging(input_shape[0], num_outputs, 0.02)
 
 
 class Wrong(Slow):

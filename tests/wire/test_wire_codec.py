@@ -19,7 +19,7 @@ _LAYOUT = m.ArrayLayout("parameters", "model", "float32", 6, [m.TensorLayout("0.
 
 FROM_WORKER: list[m.FromWorker] = [
     m.Hello(1, "0.1.0", "r", 1, 2, 77, "node1", 4),
-    m.Heartbeat(),
+    m.Heartbeat(m.Position(3, "forward", 0.5)),
     m.Membership(1, 0, 2, [0]),
     m.Report(0, 12, 1, 1.5e9, 3, 96, "train", {"forward": _DELTA}, {"train_loss": 0.5}),
     m.LedgerRecords(0, ['{"step": 3}'], 3, "ab"),
@@ -29,8 +29,10 @@ FROM_WORKER: list[m.FromWorker] = [
     m.CheckpointEnd("step-12", 1),
     m.Failure(1, 12, "ValueError: é", "Traceback"),
     m.Finished(0, {"steps": 12, "eval_accuracy": None}),
+    m.Stacks("stacks-1", [m.ThreadStack("MainThread", ["run (loop.py:7)"])]),
     m.Goodbye(1),
     m.StatusRequest(),
+    m.StacksRequest(),
     m.CheckpointRequest("request-1"),
     m.StopRequest("SIGINT"),
 ]
@@ -38,9 +40,12 @@ FROM_COORDINATOR: list[m.FromCoordinator] = [
     m.Welcome(1, "r", 100),
     m.Refused("no"),
     m.TakeCheckpoint("timed-1", "time"),
+    m.TellStacks("stacks-1"),
     m.Stop("SIGTERM"),
+    m.End("evicted"),
     m.CheckpointDone("step-12", True, 12, "/r/checkpoints/step-00000012"),
     m.Acknowledged("ledger", 12),
+    m.StacksReply([{"rank": 0, "threads": None}]),
     m.StatusReply({"step": 12, "ranks": [{"rank": 0}]}),
     m.Heartbeat(),
 ]

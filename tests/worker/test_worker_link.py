@@ -17,8 +17,10 @@ from worker_cases import DEADLINE_SECONDS, ScriptedCoordinator, background, hell
 
 from ddp_bp.errors import AddressError, DeadlineError, DistributedError, WireError
 from ddp_bp.wire import messages as m
+from ddp_bp.wire.phases import WAITING
 from ddp_bp.worker import link as link_module
-from ddp_bp.worker.link import CoordinatorLink
+from ddp_bp.worker.activity import thread_stacks
+from ddp_bp.worker.link import EVICTED_EXIT_CODE, CoordinatorLink
 
 WELCOME = m.Welcome(m.PROTOCOL_VERSION, "run", 5)
 Coordinate = Callable[..., ScriptedCoordinator]
@@ -289,10 +291,99 @@ def test_a_coordinator_that_comes_back_meets_the_rank_again_and_gets_what_waited
     link.post(m.LedgerRecords(0, ['{"step":0}'], 0, ""))
     again = coordinate(first.address)
     seen: list[m.FromWorker] = []
-    while {type(message) for message in seen} < {m.Hello, m.LedgerRecords}:
+    while not {type(message) for message in seen} >= {m.Hello, m.Membership, m.LedgerRecords}:
         seen.append(again.receive()[0])
-    seen += [again.receive()[0] for _ in range(seen[-1] == hello())]
     assert seen[seen.index(hello()) + 1] == membership
     again.send(m.Stop("SIGTERM"))
     wait_until(lambda: m.Stop("SIGTERM") in link.take(), "the command of the new coordinator", DEADLINE_SECONDS)
+    link.close()
+
+
+# ---- what it does by itself, whatever the training thread is doing
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Exit codes with which a process would have ended."""
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        raise RuntimeError("the process has ended")
+
+    monkeypatch.setattr(link_module.os, "_exit", leave)
+    return codes
+
+
+def link_to(coordinator: ScriptedCoordinator, **settings: float) -> CoordinatorLink:
+    link = CoordinatorLink(coordinator.address, hello(), heartbeat_seconds=0.02, **settings)
+    with background(lambda: link.open(DEADLINE_SECONDS)):
+        coordinator.receive()
+        coordinator.send(WELCOME)
+    return link
+
+
+def next_of(coordinator: ScriptedCoordinator, kind: type) -> Any:
+    return coordinator.receive_until(kind)[-1]
+
+
+def test_heartbeats_say_what_the_training_thread_is_doing_also_while_much_waits_to_be_sent(
+    coordinator: ScriptedCoordinator,
+) -> None:
+    link = link_to(coordinator)
+    assert next_of(coordinator, m.Heartbeat) == m.Heartbeat()
+    position, may_end = m.Position(3, "forward", 1.5), threading.Event()
+    link.watch(lambda: position, list)
+
+    def stream() -> Iterator[tuple[m.FromWorker, tuple[memoryview, ...]]]:
+        while not may_end.is_set():
+            yield m.CheckpointChunk("x", 0, "parameters", 0), (memoryview(bytes(1000)),)
+
+    link.post_stream(stream())
+    next_of(coordinator, m.CheckpointChunk)
+    for _ in range(3):
+        while next_of(coordinator, m.Heartbeat).position is None:
+            pass
+    may_end.set()
+    link.close()
+
+
+def test_stacks_are_told_from_the_other_thread(coordinator: ScriptedCoordinator) -> None:
+    link = link_to(coordinator)
+    link.watch(lambda: m.Position(0, "forward", 0.0), thread_stacks)
+    coordinator.send(m.TellStacks("stacks-1"))
+    answer = next_of(coordinator, m.Stacks)
+    assert answer.request_id == "stacks-1"
+    main = answer.threads[0]
+    assert main.name == "MainThread"
+    assert any(frame.startswith("test_stacks_are_told_from_the_other_thread (") for frame in main.frames)
+    assert "coordinator link" in [thread.name for thread in answer.threads]
+    link.close()
+
+
+@pytest.mark.parametrize("message", [m.End("rank 0 was evicted"), m.Refused("rank 0 was evicted")])
+def test_who_is_told_that_it_is_no_part_of_the_job_any_more_ends(
+    coordinator: ScriptedCoordinator, ended: list[int], capfd: pytest.CaptureFixture[str], message: m.FromCoordinator
+) -> None:
+    link = link_to(coordinator)
+    coordinator.send(message)
+    wait_until(lambda: ended, "the end", DEADLINE_SECONDS)
+    assert ended == [EVICTED_EXIT_CODE]
+    assert "ddp-bp: rank 0 ends: rank 0 was evicted" in capfd.readouterr().err
+    link.close()
+
+
+def test_an_orphan_that_waits_for_others_ends_and_one_that_works_does_not(
+    coordinate: Coordinate, ended: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    coordinator = coordinate()
+    link, began = link_to(coordinator, orphan_seconds=0.2), monotonic()
+    phase = "forward"
+    link.watch(lambda: m.Position(3, phase, monotonic() - began), list)
+    coordinator.close()
+    wait_until(lambda: monotonic() - began > 0.5, "some time to pass", DEADLINE_SECONDS)
+    assert ended == []
+    phase = WAITING
+    wait_until(lambda: ended, "the end", DEADLINE_SECONDS)
+    assert "heard nothing of the coordinator" in capfd.readouterr().err
     link.close()

@@ -1,0 +1,139 @@
+"""What is done about ranks that are silent or stuck: they are named, and at the deadline they are evicted.
+
+Eviction asks all ranks for their stacks, keeps them in the run directory, and kills the process where that can be done
+from here, else tells it to end. Its death is then MPI's to report, as any other. If the job has not gone on without it
+after a while, all ranks are told to end, so that whoever supervises the job starts it again on what answers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ddp_bp.coordinator.config import CoordinatorConfig
+from ddp_bp.coordinator.events import AppendFault, Instruction, Kill, Killed, Log, Send
+from ddp_bp.coordinator.roster import Member, Roster
+from ddp_bp.coordinator.stacks import whereabouts
+from ddp_bp.coordinator.suspicion import Reason, Suspicion
+from ddp_bp.wire.messages import End
+
+GO_ON_SECONDS: Final = 20.0
+"""How long after an eviction the job may take to go on without the rank, or to end."""
+
+
+@dataclass
+class _Incident:
+    """An eviction that is under way. `acted_at`: when the processes were killed or told to end; None: not yet."""
+
+    reason: Reason
+    seconds: float
+    ranks: dict[int, Member]
+    acted_at: float | None = None
+    done: dict[int, str] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+class EvictionDesk:
+    """Follows suspicions. `num_evictions` counts ranks, by reason."""
+
+    def __init__(self, config: CoordinatorConfig, roster: Roster) -> None:
+        self._config, self._roster = config, roster
+        self._named: dict[int, Reason] = {}
+        self._incident: _Incident | None = None
+        self.num_evictions: Counter[Reason] = Counter()
+
+    def watch(self, suspected: list[Suspicion], now: float) -> tuple[list[Instruction], bool]:
+        """Names who is suspected. Returns whether the deadline of some is over, so that stacks are to be asked for."""
+        logs: list[Instruction] = []
+        by_rank = {one.rank: one for one in suspected}
+        for rank, one in by_rank.items():
+            if rank not in self._named and (one.reason == "silent" or one.seconds >= self._config.hang_seconds / 2):
+                self._named[rank] = one.reason
+                logs.append(Log("warning", _described(one, now)))
+        for rank in [rank for rank in self._named if rank not in by_rank]:
+            del self._named[rank]
+            if self._roster.member(rank) is not None:
+                logs.append(Log("warning", f"rank {rank} is heard of again, and goes on"))
+        if self._incident is not None or not (overdue := [one for one in suspected if self._is_overdue(one)]):
+            return logs, False
+        first = overdue[0]
+        self._incident = _Incident(first.reason, first.seconds, {one.rank: one.member for one in overdue})
+        return logs, True
+
+    def evict(
+        self, stacks: list[dict[str, Any]], suspected: list[Suspicion], now: float, unix: float
+    ) -> list[Instruction]:
+        """Ends the processes of those whose deadline was over, unless they are well by now."""
+        incident = self._incident
+        if incident is None or incident.acted_at is not None:
+            return []
+        still = {one.rank for one in suspected if self._is_overdue(one)}
+        incident.ranks = {rank: member for rank, member in incident.ranks.items() if rank in still}
+        if not incident.ranks:
+            self._incident = None
+            return []
+        incident.acted_at = now
+        incident.record = {
+            "unix_seconds": unix,
+            "event": "evicted",
+            "reason": incident.reason,
+            "seconds": round(incident.seconds, 3),
+            "membership_epoch": self._roster.epoch,
+            "ranks": [whereabouts(rank, member, now) for rank, member in incident.ranks.items()],
+            "stacks": stacks,
+        }
+        self.num_evictions[incident.reason] += len(incident.ranks)
+        instructions: list[Instruction] = []
+        for rank, member in incident.ranks.items():
+            why = f"rank {rank} was evicted: {incident.reason} for {incident.seconds:.0f} s"
+            instructions += [
+                Log("error", f"{why}; its stacks and those of the others are in faults.jsonl"),
+                Kill(rank, member.hello.pid, member.hello.process),
+                Send(member.identity, End(why)),
+            ]
+        return instructions
+
+    def killed(self, event: Killed) -> list[Instruction]:
+        """What came of a process; when that is known of all, it is written down."""
+        incident = self._incident
+        if incident is None or event.rank not in incident.ranks or event.rank in incident.done:
+            return []
+        incident.done[event.rank] = event.outcome
+        if len(incident.done) < len(incident.ranks):
+            return []
+        told = {"elsewhere": "told to end", "not allowed": "told to end"}
+        done = {str(rank): told.get(outcome, outcome) for rank, outcome in incident.done.items()}
+        return [AppendFault({**incident.record, "done": done})]
+
+    def tick(self, now: float) -> tuple[list[Instruction], str | None]:
+        """Whether the job has gone on; if not in time, the second is why all its ranks are told to end."""
+        incident = self._incident
+        if incident is None or incident.acted_at is None:
+            return [], None
+        if all(self._roster.member(rank) is not member for rank, member in incident.ranks.items()):
+            self._incident = None
+            return [], None
+        if now - incident.acted_at < GO_ON_SECONDS:
+            return [], None
+        self._incident = None
+        ranks = ", ".join(map(str, incident.ranks))
+        why = f"the job has not gone on without rank {ranks}, which was evicted: {incident.reason}"
+        return [Send(identity, End(why)) for identity in self._roster.connected()], why
+
+    def _is_overdue(self, one: Suspicion) -> bool:
+        if one.reason == "silent":
+            # Of ranks that are silent all together, it is the coordinator that may be cut off.
+            return 0 < self._config.silence_seconds <= one.seconds and one.all_wait
+        return 0 < self._config.hang_seconds <= one.seconds
+
+
+def _described(one: Suspicion, now: float) -> str:
+    where = whereabouts(one.rank, one.member, now)
+    position = f"step {where['step']}, {where['phase']}" if where["phase"] else "not in a step yet"
+    what = {
+        "silent": f"has not been heard of for {one.seconds:.1f} s",
+        "stuck": f"has made no progress for {one.seconds:.1f} s, and others wait for it",
+        "deadlock": f"waits for others, as all ranks do, for {one.seconds:.1f} s",
+    }
+    return f"rank {one.rank} (process {where['pid']} on {where['hostname']}; {position}) {what[one.reason]}"

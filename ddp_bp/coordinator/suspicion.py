@@ -1,0 +1,72 @@
+"""Which ranks something is wrong with, told from what they say of themselves: a pure view of the roster.
+
+A rank is *silent* if nothing comes from it, not even the heartbeats of its own thread: its process is stopped, its host
+is dark, or the way to it is cut. It is *stuck* if it says that it is there, makes no progress, and others wait for it;
+a rank that is long at its own work is not, as long as no other one waits, or as any other one makes progress. If all
+wait for each other that is a *deadlock*. Knows not what is done about any of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from ddp_bp.coordinator.roster import Member
+from ddp_bp.wire.phases import WAITING, WORKING
+
+Reason = Literal["silent", "stuck", "deadlock"]
+REASONS: Final[tuple[Reason, ...]] = ("silent", "stuck", "deadlock")
+
+STEPS_BEFORE_STUCK: Final = 3.0
+"""A rank is not stuck before others have waited for it for so many mean steps: ranks may have unequal work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """`rank` is the number at the start. `seconds`: for how long it has been so. `all_wait`: whether all ranks that are
+    heard of wait for others."""
+
+    rank: int
+    member: Member
+    reason: Reason
+    seconds: float
+    all_wait: bool
+
+
+def suspicions(
+    ranks: Iterable[tuple[int, Member]], now: float, here_since: float, suspect_seconds: float, step_seconds: float
+) -> list[Suspicion]:
+    """What is suspected, by rank.
+
+    Args:
+        here_since: since when the coordinator itself has been there without a break; what it did not hear while it was
+            stopped, nobody has failed to say.
+        step_seconds: how long a step takes in the mean; 0: not known.
+    """
+    present = [(rank, member) for rank, member in ranks if not member.left]
+    heard = {rank: now - max(member.heard_at, here_since) for rank, member in present}
+    silent = [(rank, member) for rank, member in present if heard[rank] >= suspect_seconds]
+    awake = [(rank, member) for rank, member in present if heard[rank] < suspect_seconds]
+    waiting = [rank for rank, member in awake if _phase(member) == WAITING]
+    all_wait = bool(awake) and len(waiting) == len(awake)
+    if silent:
+        return [Suspicion(rank, member, "silent", heard[rank], all_wait) for rank, member in silent]
+    if not waiting or any(_phase(member) not in (WAITING, *WORKING) for _, member in awake):
+        return []
+    seconds = min(_idle(member, now, here_since) for _, member in awake)
+    if seconds < max(suspect_seconds, STEPS_BEFORE_STUCK * step_seconds):
+        return []
+    if all_wait:
+        return [Suspicion(rank, member, "deadlock", seconds, all_wait) for rank, member in awake]
+    return [Suspicion(rank, member, "stuck", seconds, all_wait) for rank, member in awake if _phase(member) != WAITING]
+
+
+def _phase(member: Member) -> str:
+    return "" if member.position is None else member.position.phase
+
+
+def _idle(member: Member, now: float, here_since: float) -> float:
+    """For how long a rank has made no progress."""
+    assert member.position is not None
+    return member.position.seconds + now - max(member.position_at, here_since)
