@@ -6,24 +6,25 @@ Nothing of it outlives the call: no process on this machine, no temporary file. 
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from ddp_bp.cli.faults import last_eviction
 from ddp_bp.cli.job_folder import job_folder
+from ddp_bp.cli.kept_coordinator import KeptCoordinator, how_it_ended
 from ddp_bp.cli.launcher import Launcher, mpirun_command
 from ddp_bp.cli.outcome import read_outcome, why_it_ended
 from ddp_bp.cli.processes import CoordinatorProcess, end_process_group, start_coordinator, start_mpirun
 from ddp_bp.cli.signals import STOP_EXIT_CODES, ends_at_once
 from ddp_bp.cli.supervise import Attempt, Ending
 from ddp_bp.cli.view import TrainingView, shown_command
-from ddp_bp.coordinator.client import CoordinatorAddress, ToolClient, read_address
+from ddp_bp.coordinator.client import CoordinatorAddress, ToolClient
 from ddp_bp.errors import DdpError, InputError, LaunchError
 from ddp_bp.worker.signals import ANNOUNCEMENTS
 
@@ -92,9 +93,9 @@ def run_attempt(
         DdpError: the coordinator did not start.
     """
     with job_folder() as folder:
-        coordinator = _start_coordinator(start, num_restarts, last, folder)
+        coordinator = _start_coordinator(start, num_restarts, last, folder, view)
         try:
-            address = read_address(start.run_dir)
+            address = coordinator.address
             arguments = ["worker", start.recipe, "--run-dir", str(start.run_dir), *start.set_options()]
             arguments += ["--resume", str(checkpoint) if checkpoint else "never", *start.bind_options()]
             arguments += ["--coordinator", address.address, "--world-size", str(start.num_workers), "--supervised"]
@@ -110,9 +111,9 @@ def run_attempt(
 
 
 def _start_coordinator(
-    start: JobStart, num_restarts: int, last: CoordinatorAddress | None, folder: Path
-) -> CoordinatorProcess:
-    def begin(*overrides: str) -> CoordinatorProcess:
+    start: JobStart, num_restarts: int, last: CoordinatorAddress | None, folder: Path, view: TrainingView
+) -> KeptCoordinator:
+    def begin(overrides: Sequence[str], takes_over: bool) -> CoordinatorProcess:
         return start_coordinator(
             start.recipe,
             (*start.overrides, *overrides),
@@ -121,15 +122,20 @@ def _start_coordinator(
             start.total_steps,
             num_restarts=num_restarts,
             job_folder=folder,
+            takes_over=takes_over,
         )
 
+    def say(text: str) -> None:
+        view.complain(f"ddp-bp: {text}")
+
     if last is None:
-        return begin()
+        return KeptCoordinator(begin, start.run_dir, say)
     try:
-        return begin(f"coordinator.port={last.port}", f"coordinator.http_port={last.http_port}")
+        ports = f"coordinator.port={last.port}", f"coordinator.http_port={last.http_port}"
+        return KeptCoordinator(begin, start.run_dir, say, ports)
     except (InputError, LaunchError):
         # Somebody has taken a port meanwhile.
-        return begin()
+        return KeptCoordinator(begin, start.run_dir, say)
 
 
 @dataclass
@@ -137,7 +143,7 @@ class _Watch:
     """A running job, and what has been heard of it."""
 
     mpirun: subprocess.Popen[bytes]
-    coordinator: CoordinatorProcess
+    coordinator: KeptCoordinator
     address: CoordinatorAddress
     run_dir: Path
     grace_seconds: float
@@ -165,13 +171,14 @@ class _Watch:
 
     def _watch(self) -> str | None:
         """Until mpirun ends or is to be ended. Returns what else broke the job, if anything did."""
-        deadline, told, gone_at = float("inf"), False, float("inf")
+        deadline, told, gone_at = float("inf"), -1, float("inf")
         while self.mpirun.poll() is None:
-            if self.asked and not told:
-                told = True
+            if self.asked and told != self.coordinator.num_takeovers:
+                # A coordinator that takes another one's place does not know.
+                told = self.coordinator.num_takeovers
                 self._tell_to_stop(self.asked[0])
                 if self.asked[0] in ANNOUNCEMENTS:
-                    deadline = time.monotonic() + self.grace_seconds
+                    deadline = min(deadline, time.monotonic() + self.grace_seconds)
             if ends_at_once(self.asked):
                 self.view.say("ending at once")
                 self.left_at_once = True
@@ -181,9 +188,9 @@ class _Watch:
                 self.view.complain(f"ddp-bp: {self.asked[0]}: {text}")
                 self.left_at_once = True
                 return None
-            code = self.coordinator.process.poll()
+            code = self.coordinator.check()
             if (code or 0) < 0:
-                return f"the coordinator was killed by {signal.Signals(-self.coordinator.process.returncode).name}"
+                return f"the coordinator {how_it_ended(code or 0)}"
             if code is not None:
                 gone_at = min(gone_at, time.monotonic())
                 if time.monotonic() - gone_at > MPIRUN_END_SECONDS:
@@ -195,7 +202,9 @@ class _Watch:
 
     def _attempt(self, coordinator_code: int, broken: str | None) -> Attempt:
         code = self.mpirun.returncode
-        if coordinator_code == 0:
+        # A coordinator that was killed in the very end has acknowledged the summary, or a rank would not say 0.
+        was_killed = coordinator_code < 0 or self.coordinator.num_takeovers > 0
+        if coordinator_code == 0 or (was_killed and self.outcome == 0):
             if code != 0 and not self.left_at_once:
                 self.view.say(f"mpirun ended with exit code {code}, after every rank had finished")
             return Attempt(Ending.WELL, exit_code=self.outcome)

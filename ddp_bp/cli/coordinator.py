@@ -38,6 +38,7 @@ RANKS_END_SECONDS = 3.0
     help="Go on answering HTTP for so long after the end of the job, so that Prometheus sees how it ended.",
 )
 @click.option("--parent-fd", type=click.IntRange(min=0), hidden=True, help="A pipe at whose end of file it ends.")
+@click.option("--takes-over", is_flag=True, hidden=True, help="In the place of one that was killed.")
 @options.num_restarts_option
 @click.option(
     "--job-folder", type=click.Path(path_type=Path), hidden=True, help="What to clear away if its parent is killed."
@@ -50,6 +51,7 @@ def coordinator(
     total_steps: int | None,
     linger_seconds: float,
     parent_fd: int | None,
+    takes_over: bool,
     num_restarts: int,
     job_folder: Path | None,
 ) -> int:
@@ -88,6 +90,7 @@ def coordinator(
             suspect_seconds=resolved.fault.suspect_seconds,
             silence_seconds=resolved.fault.silence_seconds,
             hang_seconds=resolved.fault.hang_seconds,
+            takes_over=takes_over,
             linger_seconds=linger_seconds,
         )
     )

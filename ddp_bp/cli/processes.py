@@ -52,11 +52,12 @@ def start_coordinator(
     *,
     num_restarts: int = 0,
     job_folder: Path | None = None,
+    takes_over: bool = False,
 ) -> CoordinatorProcess:
     """Start the coordinator of a run whose directory exists, and wait until it listens.
 
     `num_restarts`: how often all ranks have been started again. `job_folder`: the temporary folder of the job, which it
-    clears away if this process can no longer do it.
+    clears away if this process can no longer do it. `takes_over`: whether it takes the place of one that was killed.
 
     Raises:
         InputError: it refused to start, for instance because a port is occupied; it has said why on stderr.
@@ -69,6 +70,7 @@ def start_coordinator(
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "ddp_bp", "coordinator", recipe, "-n", str(world_size), "--run-dir", str(run_dir)]
     command += ["--total-steps", str(total_steps), "--parent-fd", str(reading), "--num-restarts", str(num_restarts)]
+    command += ["--takes-over"] if takes_over else []
     command += ["--job-folder", str(job_folder)] if job_folder is not None else []
     command += [argument for override in overrides for argument in ("--set", override)]
     process = subprocess.Popen(

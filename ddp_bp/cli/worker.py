@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,13 @@ import msgspec
 from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli import options
 from ddp_bp.cli.environment import user_cache
+from ddp_bp.cli.kept_coordinator import KeptCoordinator
 from ddp_bp.cli.kernels import Kernels, settle_kernels
 from ddp_bp.cli.outcome import report_outcome
 from ddp_bp.cli.prepare import prepare, warn
 from ddp_bp.cli.processes import CoordinatorProcess, start_coordinator
 from ddp_bp.cli.ranks import run_as_rank
 from ddp_bp.cli.view import summary_line
-from ddp_bp.coordinator.client import read_address
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.recipes.schema import Recipe, start_id
 from ddp_bp.worker.assemble import Job, assemble
@@ -160,15 +161,13 @@ class _Root:
                 prepared.environment(communicator=communicator.describe(), kernels_chosen_by=kernels.why),
             )
             (self.run_dir / SUMMARY_FILE).unlink(missing_ok=True)
-        self._coordinator: CoordinatorProcess | None = None
+        self._coordinator: KeptCoordinator | None = None
         address = invocation.coordinator
         if address is None:
-            self._coordinator = start_coordinator(
-                invocation.recipe, invocation.overrides, communicator.size, self.run_dir, prepared.job.total_steps
-            )
+            self._coordinator = self._start_coordinator(communicator.size, prepared.job.total_steps)
             stack.callback(self._coordinator.wait, COORDINATOR_END_SECONDS)
             stack.callback(self._coordinator.release)
-            located = read_address(self.run_dir)
+            located = self._coordinator.address
             address = located.address
             print(f"coordinator {located.url} (live page, /metrics, /api/status)")
             print(f"{communicator.size} ranks, {communicator.describe()}")
@@ -177,6 +176,21 @@ class _Root:
                 warn(kernels.warning)
         resumes = prepared.checkpoint is not None
         self.start = Start(prepared.recipe, str(prepared.base), address, resumes, invocation.binds)
+
+    def _start_coordinator(self, world_size: int, total_steps: int) -> KeptCoordinator:
+        def begin(overrides: Sequence[str], takes_over: bool) -> CoordinatorProcess:
+            return start_coordinator(
+                self._invocation.recipe,
+                (*self._invocation.overrides, *overrides),
+                world_size,
+                self.run_dir,
+                total_steps,
+                takes_over=takes_over,
+            )
+
+        kept = KeptCoordinator(begin, self.run_dir, warn)
+        kept.watch()
+        return kept
 
     def announce(self, line: str) -> None:
         """Print progress where nobody else does."""

@@ -79,6 +79,7 @@ class Assembly:
         self._manifest: Mapping[str, Any] = begin.manifest
         self._begun: set[int] = set()
         self._ended: set[int] = set()
+        self._pieces: dict[int, list[tuple[str, int, int]]] = {}
         self.step = _step_of(begin)
         _check_layouts(begin.arrays)
         try:
@@ -94,16 +95,16 @@ class Assembly:
         self.begin(begin, now)
 
     def begin(self, message: CheckpointBegin, now: float) -> None:
-        """A rank joins in."""
+        """A rank joins in; one that had begun begins anew, and what it had sent is to come again."""
         who = self._name(message.rank)
         if message.world_size != self._world_size:
             raise WireError(f"{who} counts {message.world_size} ranks, expected {self._world_size}")
-        if message.rank in self._begun:
-            raise WireError(f"{who} began twice")
         if (step := _step_of(message)) != self.step:
             raise WireError(f"{who} is at step {step}, expected {self.step} as announced by the first rank")
         if message.arrays != self._layouts:
             raise WireError(f"{who} announces other arrays than the first rank; all ranks must run the same model")
+        if message.rank in self._begun:
+            self._forget(message.rank)
         self._begun.add(message.rank)
         if message.rank == 0:
             self._manifest = message.manifest
@@ -128,9 +129,17 @@ class Assembly:
             raise WireError(f"{who} sent elements [{lo}, {hi}) of array {message.array!r}, which has only {array.size}")
         if not self._coverage[message.array].add(lo, hi):
             raise WireError(f"{who} sent elements [{lo}, {hi}) of array {message.array!r}, some of which came before")
+        self._pieces.setdefault(message.rank, []).append((message.array, lo, hi))
         array[lo:hi] = np.frombuffer(payload, array.dtype)
         self.num_bytes += num_bytes
         self.last_heard_at = now
+
+    def _forget(self, rank: int) -> None:
+        self._ended.discard(rank)
+        self._pieces[rank] = []
+        self._coverage = {name: Coverage(array.size) for name, array in self._arrays.items()}
+        for name, lo, hi in (piece for pieces in self._pieces.values() for piece in pieces):
+            self._coverage[name].add(lo, hi)
 
     def end(self, message: CheckpointEnd, now: float) -> bool:
         """A rank is through. True when it was the last one and everything has arrived."""

@@ -162,9 +162,11 @@ class CheckpointDesk:
             return [Send(sender.identity, CheckpointDone(message.request_id, ok=False, message=_MEMBERSHIP_CHANGED))]
         if message.rank == 0:
             self._attach(message.answers or message.request_id, message.request_id)
-        if message.request_id in self._closed or message.request_id in self._writing:
-            late = CheckpointDone(message.request_id, ok=False, message="it came too late, for this one is over")
-            return [Send(sender.identity, late), *self._tell_tools(late)]
+        if message.request_id in self._writing:
+            # All of it is here; a rank whose connection was lost may not know.
+            return []
+        if (done := self._closed.get(message.request_id)) is not None:
+            return [Send(sender.identity, done), *self._tell_tools(done)]
         instructions: list[Instruction] = []
         try:
             if self._assembly is not None and self._assembly.request_id == message.request_id:

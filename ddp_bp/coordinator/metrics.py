@@ -85,10 +85,12 @@ class JobCollector(Collector):
     def _training(self) -> Iterator[Metric]:
         progress = self._coordinator.progress
         yield CounterMetricFamily(
-            "ddp_bp_steps", "Training steps since the coordinator started.", value=progress.num_steps
+            "ddp_bp_steps",
+            "Training steps since the job was started, those that were repeated after a death included.",
+            value=progress.num_steps,
         )
         yield CounterMetricFamily(
-            "ddp_bp_samples", "Samples trained on since the coordinator started.", value=progress.num_samples
+            "ddp_bp_samples", "Samples trained on since the job was started.", value=progress.num_samples
         )
         yield CounterMetricFamily(
             "ddp_bp_nonfinite_steps",

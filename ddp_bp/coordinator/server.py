@@ -25,6 +25,7 @@ from ddp_bp.coordinator import events as e
 from ddp_bp.coordinator.address import CoordinatorAddress, remove_address, write_address
 from ddp_bp.coordinator.config import CoordinatorConfig
 from ddp_bp.coordinator.disk import DiskWriter
+from ddp_bp.coordinator.memory import MemoryFile, read_memory, recall
 from ddp_bp.coordinator.sockets import bind_http, bind_router
 from ddp_bp.coordinator.state import Coordinator
 from ddp_bp.coordinator.web import make_app
@@ -34,6 +35,7 @@ from ddp_bp.wire.messages import StopCause
 from ddp_bp.wire.process import kill_process
 
 TICK_SECONDS: Final = 0.1
+REMEMBER_SECONDS: Final = 2.0
 LINGER_SECONDS: Final = 0.5
 """At the end, how long messages may still take to leave."""
 
@@ -85,13 +87,19 @@ class _Server:
         self._loop = asyncio.get_running_loop()
         self._disk = DiskWriter(config.run_dir, config.keep, config.keep_best, self._disk_answered)
         self._coordinator = Coordinator(config, self._disk.newest(), time.monotonic(), time.time(), address.address)
+        memory = read_memory(config.run_dir) if config.takes_over or config.num_restarts > 0 else None
+        if memory is not None:
+            recall(self._coordinator, memory)
+        self._memory = MemoryFile(config.run_dir)
         self._one_at_a_time = asyncio.Lock()
         self._exit_code: asyncio.Future[int] = self._loop.create_future()
         self._posted: set[asyncio.Task[None]] = set()
         self._told_to_end = asyncio.Event()
 
     async def serve(self, http_socket: socket.socket) -> int:
-        app = make_app(self._coordinator, time.monotonic, lambda: self._disk.alive)
+        # That a process which counts from 0 is not taken for the one before it.
+        await self._remember()
+        app = make_app(self._coordinator, time.monotonic, lambda: self._disk.alive, self._remember)
         http = _HttpServer(
             uvicorn.Config(
                 app,
@@ -130,6 +138,9 @@ class _Server:
     def close(self) -> None:
         self._disk.close()
 
+    async def _remember(self) -> None:
+        await self._memory.keep(self._coordinator)
+
     # ---- events in
 
     async def _receive(self) -> None:
@@ -146,9 +157,13 @@ class _Server:
             await asyncio.sleep(0)
 
     async def _tick(self) -> None:
+        remembered_at = time.monotonic()
         while True:
             await asyncio.sleep(TICK_SECONDS)
             await self._happened(e.Tick())
+            if time.monotonic() - remembered_at >= REMEMBER_SECONDS:
+                remembered_at = time.monotonic()
+                await self._remember()
 
     def _disk_answered(self, event: e.DiskAnswer) -> None:
         self._loop.call_soon_threadsafe(self._post, event)

@@ -143,7 +143,10 @@ class Coordinator:
                 return self._stacks.ask(identity, now)
         member = self.roster.find(identity)
         if member is None:
-            return None
+            if not isinstance(message, m.Heartbeat):
+                return None
+            self.num_rejected += 1
+            return [e.Send(identity, m.Introduce())]
         if isinstance(message, m.Heartbeat):
             member.heard(now)
             if message.position is not None:
@@ -170,7 +173,8 @@ class Coordinator:
             case m.LedgerRecords():
                 return [e.AppendLedger(message.lines)]
             case m.Evaluation():
-                self.progress.evaluated(message)
+                if not self.progress.evaluated(message):
+                    return []
                 return [e.AppendMetrics(evaluation_record(message, self.unix_seconds(now)))]
             case m.CheckpointBegin():
                 return self.checkpoints.begin(member, message, now)
@@ -208,7 +212,10 @@ class Coordinator:
         instructions: list[e.Instruction] = [e.Send(identity, welcome)]
         if hello.role == "tool":
             return instructions
+        is_another = self.roster.member(hello.rank) is not None and not is_back
         member = self.roster.join(hello, identity, now)
+        if is_another:
+            self.progress.replaced(hello.rank)
         instructions += self._begin_if_all_joined(now)
         if self.state is State.STOPPING:
             instructions.append(e.Send(identity, m.Stop(self.stop_cause or "user")))
@@ -245,10 +252,10 @@ class Coordinator:
 
     def _report(self, member: Member, report: m.Report, now: float) -> list[e.Instruction]:
         member.step, member.phase, member.report_at = report.step, report.phase, now
-        if report.num_steps:
+        has_steps = self.progress.report(report, member.hello.rank)
+        if has_steps:
             member.step_at = now
-        self.progress.report(report, member.hello.rank)
-        if report.rank != 0 or not report.num_steps:
+        if report.rank != 0 or not has_steps:
             return []
         return [e.AppendMetrics(report_record(report, self.progress.samples_per_second))]
 

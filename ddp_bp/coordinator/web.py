@@ -5,7 +5,7 @@ Knows how to show; it changes nothing, and owns no socket.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Any
 
@@ -23,8 +23,17 @@ from ddp_bp.coordinator.state import Coordinator
 from ddp_bp.coordinator.status import history_of, ready_problem, status_of
 
 
-def make_app(coordinator: Coordinator, clock: Callable[[], float], disk_alive: Callable[[], bool]) -> Starlette:
-    """The web application of one coordinator. It must run in the thread that handles the coordinator's events."""
+def make_app(
+    coordinator: Coordinator,
+    clock: Callable[[], float],
+    disk_alive: Callable[[], bool],
+    remember: Callable[[], Awaitable[None]],
+) -> Starlette:
+    """The web application of one coordinator. It must run in the thread that handles the coordinator's events.
+
+    `remember` writes down what is counted at the moment of the call. No counter is shown before that, so that a process
+    that takes this one's place does not show less.
+    """
     registry = CollectorRegistry(auto_describe=False)
     collector = JobCollector(coordinator, clock)
     registry.register(collector)
@@ -34,7 +43,9 @@ def make_app(coordinator: Coordinator, clock: Callable[[], float], disk_alive: C
     async def metrics(request: Request) -> Response:
         collector.room = await space.room()
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), headers={"content-type": content_type})
+        content = encode(registry)
+        await remember()
+        return Response(content, headers={"content-type": content_type})
 
     async def healthz(_: Request) -> Response:
         if disk_alive():

@@ -59,8 +59,8 @@ def type_name(message: Message) -> str:
 # ---- parts of messages
 
 
-class PhaseDelta(msgspec.Struct, frozen=True):
-    """Durations of one phase since the previous report.
+class PhaseTotal(msgspec.Struct, frozen=True):
+    """Durations of one phase since the sender has begun.
 
     counts        how many fell into each bucket of `PHASE_BUCKETS_SECONDS`, and last how many were longer
     sum_seconds   their sum
@@ -130,7 +130,8 @@ class Hello(Message, frozen=True):
     """The first message of a connection, and again after the link was lost. Answered by `Welcome` or `Refused`.
 
     A process that comes back is told again, before `Welcome`, what it may have missed: how the latest checkpoints
-    ended, what is durable of the ledger, and on rank 0 of the summary.
+    ended, what is durable of the ledger, and on rank 0 of the summary. After `Welcome` it sends again what it does not
+    know to be durable: lines of the ledger, its part of a checkpoint from its begin on, the summary.
 
     process    a name of this very process, which no other one ever has (see `wire.process`); empty: not known
     """
@@ -166,11 +167,13 @@ class Membership(Message, frozen=True):
 
 
 class Report(Message, frozen=True):
-    """What a rank did since its previous report; sent a few times a second, never once per step.
+    """What a rank has done since its process began; sent a few times a second, never once per step.
 
-    num_steps     steps committed in this interval
-    num_samples   samples of those steps: rank 0 counts whole global batches, other ranks what they computed themselves
-    num_nonfinite_steps   those among them that changed nothing, because a loss or gradient was not finite
+    A report that is lost costs nothing, for the next one says it as well.
+
+    num_steps     steps that were committed
+    num_samples   samples of those steps, of whole global batches
+    num_nonfinite_steps   those among the steps that changed nothing, because a loss or gradient was not finite
     phase         what the rank is doing now
     phases        durations by name, of those in `PHASES` that happened
     scalars       latest values, from rank 0: train_loss, train_accuracy, learning_rate, gradient_norm; may be NaN
@@ -183,7 +186,7 @@ class Report(Message, frozen=True):
     num_steps: Natural
     num_samples: Natural
     phase: Literal["setup", "train", "evaluate", "checkpoint", "finish"]
-    phases: dict[str, PhaseDelta]
+    phases: dict[str, PhaseTotal]
     scalars: dict[str, float]
     num_nonfinite_steps: Natural = 0
 
@@ -220,7 +223,8 @@ class Evaluation(Message, frozen=True):
 class CheckpointBegin(Message, frozen=True):
     """A rank is about to send its slices of a checkpoint. Every rank sends one, with the same arrays and the same step.
 
-    A request id names one attempt: after `CheckpointDone` it is used up, and answered at once with ok=False.
+    A request id names one attempt: after `CheckpointDone` it is used up, and answered at once with how that ended. A
+    rank that begins again under the same id sends its whole part again.
 
     manifest   fields of the checkpoint's manifest, "step" (committed steps) at least; rank 0's are the ones kept
     answers    from rank 0: the request id of the `TakeCheckpoint` that this checkpoint satisfies, if any; those that
@@ -317,6 +321,10 @@ class Welcome(Message, frozen=True):
     protocol_version: int
     run_id: str
     checkpoint_every_steps: Natural
+
+
+class Introduce(Message, frozen=True):
+    """The sender is not known here: it is to say who it is, with `Hello`. The answer to a stranger's heartbeat."""
 
 
 class Refused(Message, frozen=True):
@@ -420,6 +428,7 @@ FromWorker = (
 
 FromCoordinator = (
     Welcome
+    | Introduce
     | Refused
     | TakeCheckpoint
     | TellStacks

@@ -47,6 +47,7 @@ class Checkpointing:
         self._communicator, self._link = communicator, link
         self._recipe_sha256 = recipe_sha256
         self._in_flight: str | None = None
+        self._sent: tuple[str, str, dict[str, Any]] = ("", "", {})
 
     @property
     def in_flight(self) -> bool:
@@ -60,7 +61,13 @@ class Checkpointing:
         """
         self._snapshot.capture()
         self._in_flight = request_id
-        self._link.post_stream(self._messages(request_id, answers, self._manifest()))
+        self._sent = request_id, answers, self._manifest()
+        self._link.post_stream(self._messages(*self._sent))
+
+    def send_again(self) -> None:
+        """After a lost connection: send the whole of the checkpoint under way, if there is one, from its copy."""
+        if self._in_flight is not None:
+            self._link.post_stream(self._messages(*self._sent))
 
     def done(self, message: CheckpointDone) -> None:
         """Take note of the outcome that the coordinator reports."""

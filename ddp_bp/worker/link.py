@@ -23,11 +23,14 @@ from ddp_bp.errors import AddressError, DeadlineError, DistributedError, WireErr
 from ddp_bp.wire.codec import Buffer, decode_from_coordinator, encode
 from ddp_bp.wire.messages import (
     End,
+    Finished,
     FromCoordinator,
     FromWorker,
     Goodbye,
     Heartbeat,
     Hello,
+    Introduce,
+    LedgerRecords,
     Membership,
     Position,
     Refused,
@@ -48,6 +51,8 @@ _MAX_QUEUED_REPORTS = 8
 # The coordinator sends a heartbeat every second.
 _HELLO_AGAIN_SECONDS = 5.0
 
+_INTRODUCED_SECONDS = 1.0
+_SENT_AGAIN = (LedgerRecords, Finished)
 _HEARTBEAT: Outgoing = Heartbeat(), ()
 
 EVICTED_EXIT_CODE = 79
@@ -67,13 +72,15 @@ class CoordinatorLink:
         self._heartbeat_seconds, self._orphan_seconds = heartbeat_seconds, orphan_seconds
         self._position: Callable[[], Position | None] = lambda: None
         self._stacks: Callable[[], list[ThreadStack]] = list
-        self._welcomed = False
+        self._welcomed = self._is_returning = self._is_back = False
+        self._on_return: list[Callable[[], None]] = []
         self._address, self._hello = address, hello
         self._introduction: list[Outgoing] = [(hello, ())]
         self._rank = hello.rank
         self._outbox: deque[Iterable[Outgoing]] = deque()
         self._inbox: deque[FromCoordinator] = deque()
         self._stream: Iterator[Outgoing] = iter(())
+        self._introduced = 0.0
         self._answers: deque[Outgoing] = deque()
         self._changed = threading.Condition()
         # An eventfd while the thread runs. Its number may be another file's afterwards.
@@ -109,9 +116,18 @@ class CoordinatorLink:
         """
         self._position, self._stacks = position, stacks
 
+    def on_return(self, send_again: Callable[[], None]) -> None:
+        """Have `send_again` called whenever the coordinator has welcomed this rank anew, after a lost connection or
+        because it is another process. That happens within `take` or `wait`, when everything else that has arrived has
+        been taken. Lines of the ledger, streams and the summary that are posted in between are left to it, so that
+        they arrive in their order."""
+        self._on_return.append(send_again)
+
     def post(self, message: FromWorker) -> None:
         """Queue one message."""
         with self._changed:
+            if self._is_returning and isinstance(message, _SENT_AGAIN):
+                return
             if isinstance(message, Report):
                 self._drop_stale_reports()
             self._outbox.append([(message, ())])
@@ -128,16 +144,20 @@ class CoordinatorLink:
     def post_stream(self, messages: Iterable[Outgoing]) -> None:
         """Queue messages with payloads that are made while they are sent. Payloads must not change until then."""
         with self._changed:
+            if self._is_returning:
+                return
             self._outbox.append(messages)
         self._notify_thread()
 
     def take(self) -> list[FromCoordinator]:
         """The commands and replies that have arrived since the last call."""
-        if not self._inbox:
+        if not self._inbox and not self._is_back:
             return []
         with self._changed:
             messages = list(self._inbox)
             self._inbox.clear()
+            if not messages:
+                self._send_again()
         return messages
 
     def wait(self, select: Callable[[FromCoordinator], Reply | None], silence_seconds: float, what: str) -> Reply:
@@ -155,6 +175,7 @@ class CoordinatorLink:
                         return selected
                 if self._failure is not None:
                     raise self._failure
+                self._send_again()
                 remaining = max(began, self._last_heard) + silence_seconds - monotonic()
                 if remaining <= 0:
                     raise DeadlineError(
@@ -172,6 +193,12 @@ class CoordinatorLink:
             self._closing = True
         self._notify_thread()
         self._thread.join(flush_seconds)
+
+    def _send_again(self) -> None:
+        if self._is_back:
+            self._is_back = self._is_returning = False
+            for send_again in self._on_return:
+                send_again()
 
     def _drop_stale_reports(self) -> None:
         # Reports wait only while the coordinator is away; then the newest ones say what matters.
@@ -218,15 +245,13 @@ class CoordinatorLink:
         poller = zmq.Poller()
         poller.register(self._wake, zmq.POLLIN)
         outgoing: Outgoing | None = None
-        introduced = beat = monotonic()
+        beat = self._introduced = monotonic()
         is_due = False
         while True:
             now = monotonic()
-            if now - max(self._last_heard, introduced) > _HELLO_AGAIN_SECONDS:
+            if now - max(self._last_heard, self._introduced) > _HELLO_AGAIN_SECONDS:
                 # After a lost connection the coordinator sees a stranger, who must introduce itself.
-                introduced = now
-                with self._changed:
-                    self._outbox.appendleft(list(self._introduction))
+                self._introduce()
             # Read before the queue is: what was posted before `close` is then still found in it.
             closing = self._closing
             if now - beat >= self._heartbeat_seconds:
@@ -255,6 +280,16 @@ class CoordinatorLink:
                     message = Heartbeat(self._position())
                 socket.send_multipart(encode(message, payloads))
                 outgoing = None
+
+    def _introduce(self) -> None:
+        """Say who this is, before anything else. Streams begin anew when the coordinator has said its welcome."""
+        self._introduced = monotonic()
+        with self._changed:
+            self._is_returning = self._welcomed
+            if self._is_returning:
+                self._stream = iter(())
+                self._outbox = deque(item for item in self._outbox if not _is_sent_again(item))
+            self._outbox.appendleft(list(self._introduction))
 
     def _end_if_orphan(self, now: float) -> None:
         if now - self._last_heard <= self._orphan_seconds:
@@ -296,6 +331,12 @@ class CoordinatorLink:
         match message:
             case Heartbeat():
                 pass
+            case Introduce():
+                # Several heartbeats may have been a stranger's before the answer to the first one is here.
+                if self._welcomed and monotonic() - self._introduced > _INTRODUCED_SECONDS:
+                    self._introduce()
+            case Welcome() if self._welcomed:
+                self._is_back = True
             case TellStacks(request_id):
                 self._answers.append((Stacks(request_id, self._stacks()), ()))
             case End(reason):
@@ -306,3 +347,8 @@ class CoordinatorLink:
             case _:
                 self._welcomed |= isinstance(message, Welcome)
                 self._inbox.append(message)
+
+
+def _is_sent_again(item: Iterable[Outgoing]) -> bool:
+    """Whether what waits in the outbox is left to those who were asked to send again."""
+    return not isinstance(item, list) or isinstance(item[0][0], _SENT_AGAIN)

@@ -18,7 +18,7 @@ import msgspec
 
 from ddp_bp.errors import DisagreementError
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.wire.messages import Acknowledged, CheckpointDone, Stop, TakeCheckpoint, Welcome
+from ddp_bp.wire.messages import Acknowledged, CheckpointDone, Stop, TakeCheckpoint
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import Checkpointing
 from ddp_bp.worker.evaluation import Evaluation
@@ -95,11 +95,16 @@ class TrainingLoop:
         self._requests_agreed = Request(0)
         self._schedule_told_at: int | None = None
         self._fatal: NonFiniteError | None = None
+        link.on_return(self._coordinator_is_back)
 
     def _equip(self, equipment: Equipment) -> None:
         self._step, self._evaluation = equipment.step, equipment.evaluation
         self._comparison, self._checkpointing = equipment.step.comparison, equipment.checkpointing
         self._communicator = equipment.communicator
+
+    def _coordinator_is_back(self) -> None:
+        self._reporter.send_again()
+        self._checkpointing.send_again()
 
     def request_stop(self, signal_name: str) -> None:
         """Ask for an end at the next step that all ranks agree on. Safe to call from a signal handler."""
@@ -222,8 +227,6 @@ class TrainingLoop:
                     self._checkpointing.done(message)
                 case Acknowledged(of="ledger", step=int(step)):
                     self._reporter.ledger_is_durable(step)
-                case Welcome():
-                    self._reporter.send_ledger_again()
                 case _:
                     pass
         requests = self._stop
@@ -258,8 +261,7 @@ class TrainingLoop:
                 first_in_epoch=step_in_epoch == 0,
             )
         self._gradient_norm = result.previous_gradient_norm
-        own_samples = num_samples if self._communicator.rank == 0 else self._step.num_own_samples
-        self._reporter.count(own_samples, skipped=skipped)
+        self._reporter.count(num_samples, skipped=skipped)
 
     def _checkpoint_is_due(self, requests: Request) -> bool:
         every = self._checkpoint_every_steps

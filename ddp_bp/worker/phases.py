@@ -25,7 +25,7 @@ class Phase(IntEnum):
     STEP = 6
 
 
-# Steps that fit before the reporter must have drained the rows: older rows are folded in place, never lost.
+# Steps that fit between two looks at the totals: where there are more, rows are folded in between.
 _ROWS = 4096
 
 
@@ -64,13 +64,10 @@ class PhaseClock:
             self._fold()
         self._rows.append(self._current)
 
-    def drain(self) -> Mapping[str, tuple[list[int], float]]:
-        """For each phase by its small name: counts per bucket and the sum in seconds, since the last drain."""
+    def totals(self) -> Mapping[str, tuple[list[int], float]]:
+        """For each phase by its small name: counts per bucket and the sum in seconds, of all steps so far."""
         self._fold()
-        result = {phase.name.lower(): (self._counts[phase].tolist(), float(self._sums[phase])) for phase in Phase}
-        self._counts.fill(0)
-        self._sums.fill(0.0)
-        return result
+        return {phase.name.lower(): (self._counts[phase].tolist(), float(self._sums[phase])) for phase in Phase}
 
     def _fold(self) -> None:
         rows = np.array(self._rows).reshape(-1, len(Phase))

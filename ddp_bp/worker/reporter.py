@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from ddp_bp.wire.messages import Evaluation, Failure, LedgerRecords, PhaseDelta, Report
+from ddp_bp.wire.messages import Evaluation, Failure, LedgerRecords, PhaseTotal, Report
 from ddp_bp.worker.evaluation import EvaluationResult
 from ddp_bp.worker.ledger import Ledger
 from ddp_bp.worker.link import CoordinatorLink
@@ -27,9 +27,10 @@ class Reporter:
         self._due = 0.0
         self._num_steps = self._num_samples = self._num_skipped = 0
         self._unconfirmed: deque[LedgerRecords] = deque()
+        self._evaluations: deque[Evaluation] = deque()
 
     def count(self, num_samples: int, *, skipped: bool = False) -> None:
-        """Note a committed step; `num_samples` is what this rank accounts for."""
+        """Note a committed step, and how many samples the whole batch has."""
         self._num_steps += 1
         self._num_skipped += skipped
         self._num_samples += num_samples
@@ -50,11 +51,10 @@ class Reporter:
             num_steps=self._num_steps,
             num_samples=self._num_samples,
             phase=phase,  # type: ignore[arg-type]
-            phases={name: PhaseDelta(counts, total) for name, (counts, total) in self._clock.drain().items()},
+            phases={name: PhaseTotal(counts, total) for name, (counts, total) in self._clock.totals().items()},
             scalars=scalars if self._rank == 0 else {},
             num_nonfinite_steps=self._num_skipped,
         )
-        self._num_steps = self._num_samples = self._num_skipped = 0
         self._link.post(report)
         if lines := self._ledger.take_lines():
             records = LedgerRecords(0, lines, self._progress.step - 1, self._ledger.chain_sha256)
@@ -65,25 +65,32 @@ class Reporter:
     def renumber(self, rank: int) -> None:
         """From now on this is rank `rank`. What a dead rank 0 may not have handed in, the new one does."""
         self._rank = rank
-        self.send_ledger_again()
+        self.send_again()
 
     def ledger_is_durable(self, step: int) -> None:
         """Forget the lines up to `step`: the coordinator has them on the disk."""
         while self._unconfirmed and self._unconfirmed[0].last_step <= step:
             self._unconfirmed.popleft()
+        # Evaluated before that step, and written before its line.
+        while self._evaluations and self._evaluations[0].step <= step:
+            self._evaluations.popleft()
 
-    def send_ledger_again(self) -> None:
-        """After a lost connection: send the lines that may not have arrived. The ledger takes them once."""
+    def send_again(self) -> None:
+        """After a lost connection: send what may not have arrived, and what a new coordinator cannot know."""
         if self._rank == 0:
+            for evaluation in self._evaluations:
+                self._link.post(evaluation)
             for records in self._unconfirmed:
                 self._link.post(records)
 
     def evaluation(self, result: EvaluationResult, epoch: int) -> None:
         """Send the result of an evaluation."""
+        evaluation = Evaluation(
+            self._progress.step, epoch, result.loss, result.accuracy, result.num_samples, result.seconds
+        )
+        self._evaluations.append(evaluation)
         if self._rank == 0:
-            self._link.post(
-                Evaluation(self._progress.step, epoch, result.loss, result.accuracy, result.num_samples, result.seconds)
-            )
+            self._link.post(evaluation)
 
     def failure(self, error: BaseException, traceback: str) -> None:
         """Send this rank's own error."""

@@ -233,7 +233,9 @@ class _Run:
         """Rank 0 hands in the summary and waits until it is on the disk."""
         if self._communicator.rank != 0:
             return
-        self._link.post(Finished(0, self._summary(outcome, sample)))
+        finished = Finished(0, self._summary(outcome, sample))
+        self._link.on_return(lambda: self._link.post(finished))
+        self._link.post(finished)
         reply = self._link.wait(
             lambda message: message if isinstance(message, Acknowledged) and message.of == "finished" else None,
             SILENCE_SECONDS,

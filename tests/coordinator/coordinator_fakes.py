@@ -61,7 +61,7 @@ def report(rank: int = 0, step: int = 10, **changes: Any) -> m.Report:
         "num_steps": 5,
         "num_samples": 160,
         "phase": "train",
-        "phases": {name: m.PhaseDelta(counts, 5 * 150e-6) for name in ("forward", "backward", "rank_wait", "step")},
+        "phases": {name: m.PhaseTotal(counts, 5 * 150e-6) for name in ("forward", "backward", "rank_wait", "step")},
         "scalars": {"train_loss": 0.5, "learning_rate": 0.1} if rank == 0 else {},
     }
     return m.Report(**{**fields, **changes})

@@ -99,7 +99,6 @@ def test_elements_that_do_not_fit_are_named(chunks: Sequence[tuple[m.CheckpointC
 @pytest.mark.parametrize(
     ("begin", "problem"),
     [
-        (_begin(0), "rank 0 began twice"),
         (_begin(1, world_size=3), "rank 1 counts 3 ranks, expected 2"),
         (_begin(1, manifest=manifest(6)), "rank 1 is at step 6, expected 5"),
         (_begin(1, arrays=[PARAMETERS]), "rank 1 announces other arrays"),
@@ -110,6 +109,24 @@ def test_ranks_that_disagree_are_named(begin: m.CheckpointBegin, problem: str) -
     assembly = Assembly(_begin(0), 2, 0.0)
     with pytest.raises(WireError, match=problem):
         assembly.begin(begin, 0.0)
+
+
+def test_a_rank_that_begins_again_sends_its_whole_part_again() -> None:
+    assembly = Assembly(_begin(0), 2, 0.0)
+    for part in (0, 1, 0):
+        messages = checkpoint_parts(part, 5, "step-5")
+        for message, payloads in messages:
+            if isinstance(message, m.CheckpointBegin) and (part, message.rank) != (0, -1):
+                assembly.begin(message, 0.0)
+            elif isinstance(message, m.CheckpointChunk):
+                assembly.chunk(message, payloads[0], 0.0)
+            elif isinstance(message, m.CheckpointEnd) and part == 1:
+                assert not assembly.end(message, 0.0)
+        # As if the connection had been lost before the end.
+    assert assembly.missing_ranks() == [0]
+    assert assembly.end(m.CheckpointEnd("step-5", 0), 0.0)
+    _, model, _ = assembly.result()
+    assert np.concatenate([array.reshape(-1) for array in model.values()]).tolist() == list(range(10))
 
 
 def _layout(*tensors: m.TensorLayout, name: str = "a", size: int = 4) -> m.ArrayLayout:

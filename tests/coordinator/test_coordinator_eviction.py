@@ -118,7 +118,7 @@ def test_who_works_for_long_while_nobody_waits_or_may_take_its_time_is_well(
 
 
 def test_with_long_steps_waiting_is_nothing_special(ranks: Ranks) -> None:
-    phases = {"step": m.PhaseDelta([0] * 18 + [5], 200.0)}  # 40 s a step
+    phases = {"step": m.PhaseTotal([0] * 18 + [5], 200.0)}  # 40 s a step
     ranks.receive(b"0", report(0, phases=phases))
     ranks.do(r0="waiting", r2="waiting")
     assert kills(ranks.live(110)) == [] and ranks.named() == {}

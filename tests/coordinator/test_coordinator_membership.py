@@ -73,13 +73,15 @@ def test_those_that_are_left_are_numbered_anew_and_shown_as_they_started(
 def test_a_rank_speaks_under_its_new_number_from_its_announcement_on(three: Machine) -> None:
     go_on(three, b"2", 1, 0)
     three.receive(b"1", report(1, step=11))
-    three.receive(b"2", report(1, step=12))
+    three.receive(b"2", report(1, step=12, num_steps=6, num_samples=192))
     assert three.coordinator.num_rejected == 0
     assert three.receive(b"2", report(2)) == [] and three.coordinator.num_rejected == 1
     go_on(three, b"1", 0, 0)
     three.receive(b"1", report(0, step=13))
     assert three.coordinator.progress.step == 13, "rank 0 counts for all, whoever that is"
-    assert sum(three.coordinator.progress.durations[1]["backward"].counts) == 10
+    assert three.coordinator.progress.num_steps == 6, "whichever rank says so"
+    assert sum(three.coordinator.progress.durations[1]["backward"].counts) == 5
+    assert sum(three.coordinator.progress.durations[2]["backward"].counts) == 5
     assert three.receive(b"1", m.LedgerRecords(0, ['{"step": 13}'], 13, "")) == [e.AppendLedger(['{"step": 13}'])]
 
 

@@ -94,7 +94,8 @@ def test_status_and_history_are_json_even_with_nan(tmp_path: Path) -> None:
     with running(tmp_path) as server:
         workers = server.joined()
         workers[0].send(report(step=10))
-        workers[0].send(report(step=20, scalars={"train_loss": float("nan"), "gradient_norm": float("inf")}))
+        scalars = {"train_loss": float("nan"), "gradient_norm": float("inf")}
+        workers[0].send(report(step=20, num_steps=10, num_samples=320, scalars=scalars))
         workers[0].send(m.StatusRequest())
         told = workers[0].expect(m.StatusReply).status
         status = _get(server, "api/status").json()

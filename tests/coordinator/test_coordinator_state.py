@@ -132,7 +132,7 @@ def test_unreadable_frames_are_answered_only_to_strangers(training: Machine) -> 
 
 def test_a_heartbeat_of_a_stranger_means_nothing(training: Machine) -> None:
     training.now += 1
-    assert training.receive(b"stranger", m.Heartbeat()) == []
+    assert sent(training.receive(b"stranger", m.Heartbeat()), m.Introduce) == [(b"stranger", m.Introduce())]
     assert training.coordinator.num_rejected == 1
     assert training.coordinator.roster.heard_at == training.now - 1
 
@@ -199,15 +199,29 @@ def test_another_process_is_not_told_what_is_over(training: Machine) -> None:
 # ---- reports
 
 
-def test_reports_of_rank_0_count_for_all(training: Machine) -> None:
+def test_reports_say_what_has_been_done_in_all_and_count_once(training: Machine) -> None:
     (record,) = training.receive(b"0", report(0, step=10))
     assert isinstance(record, e.AppendMetrics)
     assert record.record["step"] == 10 and record.record["train_loss"] == 0.5
     assert training.receive(b"1", report(1, step=10, num_nonfinite_steps=2)) == []
-    assert training.receive(b"0", report(0, step=10, num_steps=0, num_samples=0, num_nonfinite_steps=2)) == []
+    assert training.receive(b"0", report(0, step=10)) == []
     progress = training.coordinator.progress
     assert (progress.num_steps, progress.num_samples, progress.num_nonfinite_steps) == (5, 160, 2)
     assert sum(progress.durations[1]["backward"].counts) == 5
+    training.receive(b"1", report(1, step=11, num_steps=6, num_samples=192, num_nonfinite_steps=2))
+    training.receive(b"0", report(0, step=11, num_steps=6, num_samples=192, num_nonfinite_steps=2))
+    assert (progress.num_steps, progress.num_samples, progress.num_nonfinite_steps) == (6, 192, 2)
+
+
+def test_another_process_in_the_place_of_a_rank_counts_from_0(training: Machine) -> None:
+    for rank in (0, 1):
+        training.receive(str(rank).encode(), report(rank))
+    training.event(e.Disconnected(b"1"))
+    training.receive(b"new", hello(1, pid=999))
+    training.receive(b"new", report(1, num_steps=2, num_samples=64))
+    progress = training.coordinator.progress
+    assert (progress.num_steps, progress.num_samples) == (7, 224)
+    assert sum(progress.durations[1]["backward"].counts) == 10
 
 
 def test_phases_of_another_version_are_passed_over(training: Machine) -> None:
@@ -218,15 +232,17 @@ def test_phases_of_another_version_are_passed_over(training: Machine) -> None:
 def test_the_rate_is_that_of_the_last_seconds(training: Machine) -> None:
     progress = training.coordinator.progress
     assert progress.samples_per_second is None
+    num_samples = 0
     for i in range(100):
         rate = 100 if i < 50 else 1000
-        training.receive(b"0", report(0, step=i, sent_at_unix_seconds=1e9 + 0.25 * i, num_samples=rate // 4))
+        num_samples += rate // 4
+        training.receive(b"0", report(0, step=i, sent_at_unix_seconds=1e9 + 0.25 * i, num_samples=num_samples))
     assert progress.samples_per_second == pytest.approx(1000)
 
 
 def test_long_histories_are_thinned_evenly(training: Machine) -> None:
     for i in range(3000):
-        training.receive(b"0", report(0, step=i, scalars={"train_loss": float(i)}))
+        training.receive(b"0", report(0, step=i, num_steps=i + 1, scalars={"train_loss": float(i)}))
     steps = [step for step, _ in training.coordinator.progress.train_loss.points]
     gaps = {b - a for a, b in itertools.pairwise(steps)}
     assert 200 <= len(steps) <= 400 and len(gaps) == 1 and steps[0] == 0 and steps[-1] > 2900

@@ -29,7 +29,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     with running(tmp_path_factory.mktemp("run"), total_steps=10) as server:
         workers = server.joined()
         scalars = dict.fromkeys(("train_loss", "train_accuracy", "learning_rate", "gradient_norm"), 0.5)
-        phases = {phase: m.PhaseDelta([1] * NUM_PHASE_BUCKETS, 1.0) for phase in PHASES}
+        phases = {phase: m.PhaseTotal([1] * NUM_PHASE_BUCKETS, 1.0) for phase in PHASES}
         for worker in workers:
             worker.send(report(worker.rank, scalars=scalars, phases=phases))
         workers[0].send(m.Evaluation(10, 1, 0.25, 0.9, 100, 0.1))

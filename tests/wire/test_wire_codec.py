@@ -14,7 +14,7 @@ from ddp_bp.wire import messages as m
 from ddp_bp.wire.codec import decode_from_coordinator, decode_from_worker, encode, num_payloads
 from ddp_bp.wire.phases import NUM_PHASE_BUCKETS
 
-_DELTA = m.PhaseDelta([1] * NUM_PHASE_BUCKETS, 0.25)
+_DELTA = m.PhaseTotal([1] * NUM_PHASE_BUCKETS, 0.25)
 _LAYOUT = m.ArrayLayout("parameters", "model", "float32", 6, [m.TensorLayout("0.weight", [2, 3], 0)])
 
 FROM_WORKER: list[m.FromWorker] = [
@@ -38,6 +38,7 @@ FROM_WORKER: list[m.FromWorker] = [
 ]
 FROM_COORDINATOR: list[m.FromCoordinator] = [
     m.Welcome(1, "r", 100),
+    m.Introduce(),
     m.Refused("no"),
     m.TakeCheckpoint("timed-1", "time"),
     m.TellStacks("stacks-1"),

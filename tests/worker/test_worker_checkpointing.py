@@ -135,3 +135,19 @@ def test_a_checkpoint_that_was_not_saved_is_an_error_with_the_reason(tmp_path: P
         checkpoint.save_now("final")
     with pytest.raises(DeadlineError, match="the outcome of checkpoint final"):
         alone(Link()).save_now("final")
+
+
+def test_what_is_under_way_is_sent_again_from_its_copy() -> None:
+    link = Link()
+    checkpoint = alone(link)
+    checkpoint.send_again()
+    assert link.sent == []
+    checkpoint.begin("step-1", "asked")
+    first = list(link.sent)
+    checkpoint._job.parameters.data[:] = 0.0
+    checkpoint._progress.step += 1
+    checkpoint.send_again()
+    assert link.sent == first + first
+    checkpoint.done(m.CheckpointDone("step-1", True, 1, "/c"))
+    checkpoint.send_again()
+    assert link.sent == first + first

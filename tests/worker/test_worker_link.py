@@ -288,14 +288,56 @@ def test_a_coordinator_that_comes_back_meets_the_rank_again_and_gets_what_waited
     link.announce(membership)
     assert first.receive()[0] == membership
     first.close()
-    link.post(m.LedgerRecords(0, ['{"step":0}'], 0, ""))
+    link.post(report(1))
     again = coordinate(first.address)
     seen: list[m.FromWorker] = []
-    while not {type(message) for message in seen} >= {m.Hello, m.Membership, m.LedgerRecords}:
+    while not {type(message) for message in seen} >= {m.Hello, m.Membership, m.Report}:
         seen.append(again.receive()[0])
     assert seen[seen.index(hello()) + 1] == membership
     again.send(m.Stop("SIGTERM"))
     wait_until(lambda: m.Stop("SIGTERM") in link.take(), "the command of the new coordinator", DEADLINE_SECONDS)
+    link.close()
+
+
+def test_what_is_to_be_sent_again_waits_for_the_welcome_of_a_new_coordinator(
+    coordinate: Coordinate, coordinator: ScriptedCoordinator
+) -> None:
+    link = link_to(coordinator)
+    records = [m.LedgerRecords(0, [f'{{"step":{step}}}'], step, "") for step in (0, 1)]
+    stream = [(m.CheckpointEnd("x", 0), ())]
+
+    def send_again() -> None:
+        for message in records:
+            link.post(message)
+        link.post_stream(iter(stream))
+
+    link.on_return(send_again)
+    link.post(records[0])
+    assert next_of(coordinator, m.LedgerRecords) == records[0]
+    address = coordinator.address
+    coordinator.close()
+    another = coordinate(address)
+    another.receive()
+    # It is asked who it is before it has missed any heartbeat. An earlier introduction must be a second ago.
+    wait_until(lambda: monotonic() - link._introduced > 1.0, "a second to pass", DEADLINE_SECONDS)
+    next_of(another, m.Heartbeat)
+    another.send(m.Introduce())
+    assert next_of(another, m.Hello) == hello()
+    link.post(records[1])
+    link.post_stream(iter(stream))
+    link.post(report(2))
+    seen = another.receive_until(m.Report)
+    assert not any(isinstance(message, (m.LedgerRecords, m.CheckpointEnd)) for message in seen)
+    another.send(done("1"), WELCOME)
+    assert link.wait(is_done, DEADLINE_SECONDS, "what came before the welcome") == done("1")
+    with pytest.raises(DeadlineError):
+        link.wait(is_done, 0.2, "nothing")
+    kinds = (m.LedgerRecords, m.CheckpointEnd)
+    assert [one for one in another.receive_until(m.CheckpointEnd) if isinstance(one, kinds)] == [*records, stream[0][0]]
+    link.post(records[1])
+    assert next_of(another, m.LedgerRecords) == records[1]
+    another.send(WELCOME)
+    wait_until(lambda: link.take() == [] and not link._is_back, "the welcome to be taken", DEADLINE_SECONDS)
     link.close()
 
 

@@ -197,7 +197,7 @@ def hello(rank: int = 0, **changes: Any) -> m.Hello:
 
 
 def report(step: int) -> m.Report:
-    delta = m.PhaseDelta([0] * NUM_PHASE_BUCKETS, 0.0)
+    delta = m.PhaseTotal([0] * NUM_PHASE_BUCKETS, 0.0)
     return m.Report(0, step, 0, 0.0, 1, 10, "train", {"step": delta}, {})
 
 

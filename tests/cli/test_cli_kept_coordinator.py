@@ -1,0 +1,103 @@
+"""A coordinator that is killed is started again at the same address, but not for ever."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from support import wait_until
+
+from ddp_bp.cli import kept_coordinator
+from ddp_bp.cli.kept_coordinator import MOST_TIMES, KeptCoordinator
+from ddp_bp.cli.processes import CoordinatorProcess
+from ddp_bp.coordinator.address import CoordinatorAddress, write_address
+from ddp_bp.errors import LaunchError
+
+DEADLINE_SECONDS = 10.0
+
+
+class Coordinators:
+    """Processes that do nothing, in the place of coordinators."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.started: list[subprocess.Popen[bytes]] = []
+        self.told: list[tuple[Sequence[str], bool]] = []
+        self.said: list[str] = []
+        self.refuses = False
+
+    def begin(self, overrides: Sequence[str], takes_over: bool) -> CoordinatorProcess:
+        if self.refuses:
+            raise LaunchError("the port is taken")
+        process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        self.started.append(process)
+        self.told.append((overrides, takes_over))
+        write_address(self.run_dir, CoordinatorAddress(process.pid, "h", 7, 8, "r", "tcp://h:7", "http://h:8/"))
+        return CoordinatorProcess(process, -1)
+
+    def kill(self) -> None:
+        self.started[-1].kill()
+        self.started[-1].wait()
+
+
+@pytest.fixture
+def coordinators(tmp_path: Path) -> Iterator[Coordinators]:
+    made = Coordinators(tmp_path)
+    yield made
+    for process in made.started:
+        process.kill()
+        process.communicate()
+
+
+def test_one_that_is_killed_is_started_again_at_its_ports(coordinators: Coordinators) -> None:
+    kept = KeptCoordinator(coordinators.begin, coordinators.run_dir, coordinators.said.append)
+    assert kept.check() is None and kept.address.port == 7
+    coordinators.kill()
+    assert kept.check() is None
+    assert kept.num_takeovers == 1
+    assert coordinators.told == [((), False), (("coordinator.port=7", "coordinator.http_port=8"), True)]
+    assert "was killed by SIGKILL; another process has taken its place" in coordinators.said[0]
+    kept.release()
+    coordinators.kill()
+    assert kept.check() == -9, "once it has been let go of, nobody takes its place"
+    assert kept.wait(DEADLINE_SECONDS) == -9
+
+
+def test_one_that_ends_by_itself_stays_so(coordinators: Coordinators) -> None:
+    kept = KeptCoordinator(coordinators.begin, coordinators.run_dir, coordinators.said.append)
+    coordinators.started[0].communicate(b"\n")
+    assert kept.check() == 0 and len(coordinators.started) == 1
+
+
+def test_one_that_is_killed_again_and_again_is_given_up(coordinators: Coordinators) -> None:
+    kept = KeptCoordinator(coordinators.begin, coordinators.run_dir, coordinators.said.append)
+    for _ in range(MOST_TIMES):
+        coordinators.kill()
+        assert kept.check() is None
+    coordinators.kill()
+    assert kept.check() == -9
+    assert len(coordinators.started) == 1 + MOST_TIMES
+
+
+def test_one_that_cannot_be_started_again_is_given_up(coordinators: Coordinators) -> None:
+    kept = KeptCoordinator(coordinators.begin, coordinators.run_dir, coordinators.said.append)
+    coordinators.kill()
+    coordinators.refuses = True
+    assert kept.check() == -9
+    assert "could not be started again: the port is taken" in coordinators.said[0]
+
+
+def test_where_nobody_else_has_the_time_a_thread_looks_after_it(
+    coordinators: Coordinators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_coordinator, "POLL_SECONDS", 0.01)
+    kept = KeptCoordinator(coordinators.begin, coordinators.run_dir, coordinators.said.append)
+    kept.watch()
+    coordinators.kill()
+    wait_until(lambda: kept.num_takeovers == 1, "another coordinator", DEADLINE_SECONDS)
+    coordinators.kill()
+    wait_until(lambda: kept.num_takeovers == 2, "a third one", DEADLINE_SECONDS)
+    kept.release()
