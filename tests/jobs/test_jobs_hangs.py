@@ -37,7 +37,7 @@ def test_a_stopped_rank_is_named_within_2_s_and_evicted_and_costs_no_bit(
     start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict
 ) -> None:
     run_dir = tmp_path / "run"
-    options = ["--run-dir", run_dir, "--set", "fault.silence_seconds=5"]
+    options = ["--run-dir", run_dir, "--set", "fault.silence_seconds=5", "--set", "fault.recovery=restart"]
     process = start_command(ddp_bp("train", slow_recipe, "-n", 2, *options))
     pid = wait_for_step(run_dir, 10)["ranks"][1]["pid"]
     os.kill(pid, signal.SIGSTOP)
@@ -67,7 +67,8 @@ def test_a_rank_that_hangs_is_shown_to_the_line_and_evicted_and_costs_no_bit(
     start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict
 ) -> None:
     run_dir = tmp_path / "run"
-    options = ["--run-dir", run_dir, "--set", "fault.hang_seconds=4", "--set", "model.factory=job_models:hanging"]
+    options = ["--run-dir", run_dir, "--set", "fault.hang_seconds=4", "--set", "fault.recovery=restart"]
+    options += ["--set", "model.factory=job_models:hanging"]
     process = start_command(ddp_bp("train", slow_recipe, "-n", 2, *options))
     wait_until((tmp_path / "hung").exists, "rank 1 to hang", 60)
     wait_until(lambda: suspected(run_dir) == ['rank="1",reason="stuck"'], "rank 1 to be named", 5)
