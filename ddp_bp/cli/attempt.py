@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import IO
 
 from ddp_bp.cli.faults import last_eviction
+from ddp_bp.cli.hosts import open_mpi_hostfile
 from ddp_bp.cli.job_folder import job_folder
 from ddp_bp.cli.kept_coordinator import KeptCoordinator, how_it_ended
 from ddp_bp.cli.launcher import Launcher, mpirun_command
+from ddp_bp.cli.network import Interface
 from ddp_bp.cli.outcome import read_outcome, why_it_ended
+from ddp_bp.cli.placement import Placement, launcher_options
 from ddp_bp.cli.processes import CoordinatorProcess, end_process_group, start_coordinator, start_mpirun
 from ddp_bp.cli.signals import STOP_EXIT_CODES, ends_at_once
 from ddp_bp.cli.supervise import Attempt, Ending
@@ -40,7 +43,7 @@ class JobStart:
     """What is started, the same each time but for the checkpoint that it goes on from.
 
     survives: whether the other ranks are to go on when one dies, where MPI offers that.
-    more_options: of mpirun, such as which hosts to use.
+    more_options: of mpirun. placement: on which hosts; interfaces, yields: see `launcher_options`.
     grace_seconds: how long a checkpoint may take after a signal that announces an end by force.
     """
 
@@ -53,8 +56,11 @@ class JobStart:
     grace_seconds: float
     launcher: Launcher
     kernels: str | None
+    placement: Placement
     survives: bool = False
     more_options: tuple[str, ...] = ()
+    interfaces: tuple[Interface, ...] = ()
+    yields: bool = False
 
     def set_options(self) -> list[str]:
         return [argument for override in self.overrides for argument in ("--set", override)]
@@ -62,15 +68,18 @@ class JobStart:
     def bind_options(self) -> list[str]:
         return [] if self.binds else ["--no-bind"]
 
-    def mpirun(self, arguments: list[str]) -> list[str]:
-        """The mpirun line that starts workers with these arguments."""
+    def mpirun(self, arguments: list[str], hostfile: Path = Path("hostfile")) -> list[str]:
+        """The mpirun line that starts workers with these arguments, on the hosts of that file if there are several."""
+        # What the user says about networks comes first.
+        interfaces = () if any("_if_" in option for option in self.more_options) else self.interfaces
+        where = launcher_options(self.launcher, self.placement, hostfile, interfaces, self.yields)
         return mpirun_command(
             self.launcher,
             self.num_workers,
             arguments,
             self.kernels,
             survives=self.survives and self.num_workers > 1,
-            more=self.more_options,
+            more=(*where, *self.more_options),
         )
 
 
@@ -99,7 +108,9 @@ def run_attempt(
             arguments = ["worker", start.recipe, "--run-dir", str(start.run_dir), *start.set_options()]
             arguments += ["--resume", str(checkpoint) if checkpoint else "never", *start.bind_options()]
             arguments += ["--coordinator", address.address, "--world-size", str(start.num_workers), "--supervised"]
-            command = start.mpirun([*arguments, "--num-restarts", str(num_restarts)])
+            hostfile = folder / "hostfile"
+            hostfile.write_text(open_mpi_hostfile(start.placement.hosts), encoding="utf-8")
+            command = start.mpirun([*arguments, "--num-restarts", str(num_restarts)], hostfile)
             if last is None:
                 view.say(f"coordinator {address.url} (live page, /metrics, /api/status)")
                 view.say(shown_command(command))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
@@ -35,6 +36,19 @@ _LAUNCHERS = (
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
 
+# Where Open MPI 5 and 4 find a file with the hosts to use if nobody names any; Kubernetes' MPI Operator and Kubeflow
+# set them. Open MPI 5 does not look at what the other one does.
+_DEFAULT_HOSTFILES = ("PRTE_MCA_prte_default_hostfile", "OMPI_MCA_orte_default_hostfile")
+
+# What mpirun of Open MPI 5 and 4 starts its helpers on other hosts with, and with which arguments.
+_REMOTE_SHELLS = ("PRTE_MCA_plm_ssh_agent", "PRTE_MCA_plm_rsh_agent", "OMPI_MCA_plm_rsh_agent")
+_REMOTE_SHELL_ARGUMENTS = ("PRTE_MCA_plm_ssh_args", "PRTE_MCA_plm_rsh_args", "OMPI_MCA_plm_rsh_args")
+
+# Settings with which a user tells Open MPI which network to use.
+_NETWORKS = re.compile(r"(OMPI|PRTE|PMIX)_MCA_(btl_tcp|prte|oob_tcp|if)_?(if)?_(include|exclude)")
+
+# What ranks on other hosts need as well to find the same modules and data, and to compute alike.
+_PASSED_ON = ("PYTHONPATH", "XDG_CACHE_HOME", "OPENBLAS_L2_SIZE")
 
 # What mpirun of Open MPI leaves of `--with-ft ulfm` in the environment of the ranks.
 _DEATHS_REPORTED = "OMPI_MCA_mpi_ft_enable"
@@ -98,6 +112,35 @@ def session_folder(environment: MutableMapping[str, str] = os.environ) -> Path |
     """Where Open MPI keeps the files of this rank's job on this machine, if that is a folder of this job alone."""
     folder = Path(environment.get("PMIX_SERVER_TMPDIR", ""))
     return folder if folder.is_absolute() and _SESSION_FOLDER.fullmatch(folder.name) else None
+
+
+def default_hostfile(environment: MutableMapping[str, str] = os.environ) -> tuple[str, Path] | None:
+    """(name of the variable, file) where the launcher is told by a variable which hosts to use."""
+    return next(((name, Path(environment[name])) for name in _DEFAULT_HOSTFILES if environment.get(name)), None)
+
+
+def slurm_allocation(environment: MutableMapping[str, str] = os.environ) -> tuple[str, str] | None:
+    """(nodes, tasks on each) of the Slurm job that this process belongs to, in Slurm's short forms."""
+    nodes = environment.get("SLURM_JOB_NODELIST") or environment.get("SLURM_NODELIST")
+    tasks = environment.get("SLURM_TASKS_PER_NODE") or environment.get("SLURM_JOB_CPUS_PER_NODE")
+    return (nodes, tasks) if nodes and tasks else None
+
+
+def remote_shell(environment: MutableMapping[str, str] = os.environ) -> list[str]:
+    """The command, but for host and program, with which Open MPI here starts a program on another host."""
+    agent = next((environment[name] for name in _REMOTE_SHELLS if environment.get(name)), "ssh")
+    arguments = next((environment[name] for name in _REMOTE_SHELL_ARGUMENTS if environment.get(name)), "")
+    return [*shlex.split(agent.partition(":")[0]), *shlex.split(arguments)]
+
+
+def network_is_chosen(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Whether Open MPI is told by a variable which network to use."""
+    return any(_NETWORKS.fullmatch(name) for name in environment)
+
+
+def passed_on(environment: MutableMapping[str, str] = os.environ) -> dict[str, str]:
+    """What processes on other hosts are to have of this one's environment."""
+    return {name: environment[name] for name in _PASSED_ON if environment.get(name)}
 
 
 def user_cache(environment: MutableMapping[str, str] = os.environ) -> Path | None:

@@ -75,6 +75,27 @@ def workers_option(required: bool, default: int | None = 1) -> Callable[[Functio
     )
 
 
+def hosts_options(function: Function) -> Function:
+    """`--hosts`, `--hostfile` and `--mpi-arg`: where ranks run, and what mpirun is told besides."""
+    for option in (
+        click.option(
+            "--mpi-arg",
+            "mpi_args",
+            multiple=True,
+            metavar="OPTION",
+            help="A further option of mpirun, for example --mpi-arg '-x NAME'; may be repeated.",
+        ),
+        click.option(
+            "--hostfile",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="The same from a file with lines `host slots=N`.",
+        ),
+        click.option("--hosts", metavar="HOST[:N],...", help="Hosts, reached by ssh, and how many workers each takes."),
+    ):
+        function = option(function)
+    return function
+
+
 def default_run_dir(recipe: str) -> Path:
     """A run directory that does not exist yet, for a start that names none: `runs/digits-20260131-142355`."""
     first = Path("runs") / f"{Path(recipe).stem}-{time.strftime('%Y%m%d-%H%M%S')}"

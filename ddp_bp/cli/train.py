@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -15,14 +16,17 @@ import click
 from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli import options
 from ddp_bp.cli.attempt import JobStart, run_attempt
+from ddp_bp.cli.hosts import described
 from ddp_bp.cli.kernels import Kernels, settle_kernels
 from ddp_bp.cli.launcher import find_launcher, recovery_line
 from ddp_bp.cli.output import print_json
+from ddp_bp.cli.placement import find_placement, own_interfaces
 from ddp_bp.cli.prepare import Prepared, prepare, warn
 from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
 from ddp_bp.cli.supervise import Attempt, Ending, Restarts
 from ddp_bp.cli.view import TrainingView, shown_command, summary_table
 from ddp_bp.errors import CheckpointError
+from ddp_bp.recipes import load_recipe
 from ddp_bp.worker.rundir import SUMMARY_FILE
 
 POLL_SECONDS = 0.1
@@ -30,7 +34,8 @@ POLL_SECONDS = 0.1
 
 @click.command()
 @options.recipe_argument
-@options.workers_option(required=False)
+@options.workers_option(required=False, default=None)
+@options.hosts_options
 @options.set_option
 @options.run_dir_option
 @options.resume_option
@@ -46,7 +51,10 @@ POLL_SECONDS = 0.1
 )
 def train(
     recipe: str,
-    num_workers: int,
+    num_workers: int | None,
+    hosts: str | None,
+    hostfile: Path | None,
+    mpi_args: tuple[str, ...],
     overrides: tuple[str, ...],
     run_dir: Path | None,
     resume: str,
@@ -58,21 +66,44 @@ def train(
 
     Everything is checked before a process is started. Ctrl-C once saves a checkpoint and ends; the same command with
     --run-dir goes on from there, with any number of workers, and ends with the same weights to the bit.
+
+    Workers run on this host, or on those of --hosts, --hostfile, a Slurm allocation, or the hostfile that
+    PRTE_MCA_prte_default_hostfile names; then there is one for each slot unless -n says how many.
     """
     if max_restarts is not None:
         overrides = (*overrides, f"fault.max_restarts={max_restarts}")
     kernels = settle_kernels(recipe, overrides, run_dir, resume)
     kernels.check()
+    launcher = find_launcher()
+    placement = find_placement(hosts, hostfile, num_workers, launcher)
     run_dir = run_dir or options.default_run_dir(recipe)
     view = TrainingView(to_stderr=as_json)
+    asked_for = _Invocation(recipe, overrides, num_workers, binds, hosts, hostfile, mpi_args)
+    if placement.spans_hosts:
+        overrides = placement.with_coordinator_host(load_recipe(recipe, overrides)[0], overrides)
     with contextlib.redirect_stdout(sys.stderr):  # what a model of the user's own prints is no part of our output
-        prepared = prepare(recipe, overrides, num_workers, run_dir, resume)
+        prepared = prepare(recipe, overrides, placement.num_ranks, run_dir, resume)
     summary = prepared.run.finished_summary(prepared.recipe, prepared.job.total_steps)
     is_saved = prepared.checkpoint is not None and prepared.checkpoint.manifest.step == prepared.job.total_steps
     if summary is not None and resume == "auto" and is_saved:
         view.say(f"{run_dir} is trained to the end already; train.epochs or train.max_steps may be raised")
     else:
-        code = _run(prepared, _Invocation(recipe, overrides, num_workers, binds), kernels, view)
+        start = JobStart(
+            recipe=recipe,
+            overrides=overrides,
+            num_workers=placement.num_ranks,
+            binds=binds,
+            run_dir=run_dir,
+            total_steps=prepared.job.total_steps,
+            grace_seconds=prepared.recipe.fault.grace_seconds,
+            launcher=launcher,
+            kernels=kernels.asked_for,
+            survives=prepared.recipe.fault.recovery == "auto",
+            more_options=asked_for.mpi_options(),
+            placement=placement,
+            interfaces=tuple(own_interfaces(placement)),
+        )
+        code = _run(prepared, start, asked_for, kernels, view)
         if code != 0:
             return code
         summary = json.loads((run_dir / SUMMARY_FILE).read_bytes())
@@ -89,40 +120,41 @@ class _Invocation:
 
     recipe: str
     overrides: tuple[str, ...]
-    num_workers: int
+    num_workers: int | None
     binds: bool
+    hosts: str | None
+    hostfile: Path | None
+    mpi_args: tuple[str, ...]
+
+    def mpi_options(self) -> tuple[str, ...]:
+        """The options of mpirun's own that the user gave, word by word."""
+        return tuple(word for argument in self.mpi_args for word in shlex.split(argument))
 
     def to_go_on(self, run_dir: Path) -> str:
         """The command that goes on with the run, to be pasted into a shell."""
         beside = Path(sys.executable).parent / "ddp-bp"
         is_on_path = shutil.which("ddp-bp") is not None or not beside.exists()
-        command = ["ddp-bp" if is_on_path else str(beside), "train", self.recipe, "-n", str(self.num_workers)]
+        command = ["ddp-bp" if is_on_path else str(beside), "train", self.recipe]
+        for option, value in (("-n", self.num_workers), ("--hosts", self.hosts), ("--hostfile", self.hostfile)):
+            command += [option, str(value)] if value is not None else []
+        command += [word for argument in self.mpi_args for word in ("--mpi-arg", argument)]
         command += [argument for override in self.overrides for argument in ("--set", override)]
         return shown_command([*command, "--run-dir", str(run_dir), *([] if self.binds else ["--no-bind"])])
 
 
-def _run(prepared: Prepared, asked_for: _Invocation, kernels: Kernels, view: TrainingView) -> int:
-    run_dir, fault, launcher = prepared.run.path, prepared.recipe.fault, find_launcher()
-    start = JobStart(
-        recipe=asked_for.recipe,
-        overrides=asked_for.overrides,
-        num_workers=asked_for.num_workers,
-        binds=asked_for.binds,
-        run_dir=run_dir,
-        total_steps=prepared.job.total_steps,
-        grace_seconds=fault.grace_seconds,
-        launcher=launcher,
-        kernels=kernels.asked_for,
-        survives=fault.recovery == "auto",
-    )
+def _run(prepared: Prepared, start: JobStart, asked_for: _Invocation, kernels: Kernels, view: TrainingView) -> int:
+    run_dir, fault = prepared.run.path, prepared.recipe.fault
     prepared.run.create(prepared.recipe, prepared.environment(mpirun=start.mpirun([]), kernels_chosen_by=kernels.why))
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
     view.say(prepared.job.data.description)
+    if start.placement.spans_hosts:
+        view.say(f"hosts: {described(start.placement.hosts)}, by {start.placement.source}")
+        view.say(f"coordinator.host = {prepared.recipe.coordinator.host}, where the other hosts reach it")
     view.say(kernels.line())
     if kernels.warning:
         warn(kernels.warning)
     due = prepared.recipe.checkpoint
-    view.say(recovery_line(launcher, fault, has_checkpoints=bool(due.every_steps or due.every_seconds)))
+    view.say(recovery_line(start.launcher, fault, has_checkpoints=bool(due.every_steps or due.every_seconds)))
     if prepared.checkpoint is not None:
         view.say(f"going on from step {prepared.checkpoint.manifest.step}: {prepared.checkpoint.path}")
     with stop_signals() as asked:

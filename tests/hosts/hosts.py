@@ -13,9 +13,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-NETWORK = "10.77.0"
+# Of this process alone, so that several test runs on one machine do not meet.
+_OWN = os.getpid() % 250
+NETWORK = f"10.77.{_OWN}"
+_BRIDGE = f"ddp{_OWN}br"
 _PASSED_ON = ("PYTHONPATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 NEEDED = ("ip", "tc", "unshare", "ssh", "ssh-keygen", "/usr/sbin/sshd")
 
@@ -26,18 +30,18 @@ def why_not() -> str | None:
         return "network namespaces need root"
     if missing := [name for name in NEEDED if shutil.which(name) is None]:
         return f"{', '.join(missing)} missing"
-    made = subprocess.run(["ip", "netns", "add", "ddpprobe"], capture_output=True, text=True, check=False)
+    made = subprocess.run(["ip", "netns", "add", f"ddp{_OWN}probe"], capture_output=True, text=True, check=False)
     if made.returncode != 0:
         return f"network namespaces cannot be made here: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "del", "ddpprobe"], check=False)
+    subprocess.run(["ip", "netns", "del", f"ddp{_OWN}probe"], check=False)
     return None
 
 
 class Hosts:
-    """Hosts h1, h2, ... with addresses 10.77.0.11, 10.77.0.12, ...; they end with the block."""
+    """Hosts with addresses 10.77.X.11, 10.77.X.12, ...; they end with the block."""
 
     def __init__(self, count: int, folder: Path) -> None:
-        self.names = [f"ddph{number}" for number in range(1, count + 1)]
+        self.names = [f"ddp{_OWN}h{number}" for number in range(1, count + 1)]
         self.addresses = [f"{NETWORK}.{10 + number}" for number in range(1, count + 1)]
         self._folder = folder
         self._servers: list[subprocess.Popen[bytes]] = []
@@ -95,17 +99,27 @@ class Hosts:
                 os.killpg(process.pid, signal.SIGKILL)
         return subprocess.CompletedProcess(mpirun, process.returncode, stdout, stderr)
 
+    def inside(self, index: int, command: Sequence[object]) -> list[str]:
+        """The command line that runs `command` on host `index`."""
+        return self._inside(
+            self.names[index], ["env", f"TMPDIR={self._temporary(self.names[index])}", *map(str, command)]
+        )
+
+    def environment(self) -> dict[str, str]:
+        """What Open MPI, and `ddp-bp`, need to know to reach the hosts by ssh."""
+        return {"PRTE_MCA_plm_ssh_args": " ".join(self._ssh_options())}
+
     def _make(self) -> None:
         self._key = self._folder / "key"
         for name in ("key", "host_key"):
             _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self._folder / name))
-        _run("ip", "link", "add", "ddpbr", "type", "bridge")
-        _run("ip", "link", "set", "ddpbr", "up")
+        _run("ip", "link", "add", _BRIDGE, "type", "bridge")
+        _run("ip", "link", "set", _BRIDGE, "up")
         Path("/run/sshd").mkdir(exist_ok=True)
         for name, address in zip(self.names, self.addresses, strict=True):
             _run("ip", "netns", "add", name)
             _run("ip", "link", "add", f"v{name}", "type", "veth", "peer", "name", "eth0", "netns", name)
-            _run("ip", "link", "set", f"v{name}", "master", "ddpbr", "up")
+            _run("ip", "link", "set", f"v{name}", "master", _BRIDGE, "up")
             for command in (
                 ("ip", "link", "set", "lo", "up"),
                 ("ip", "addr", "add", f"{address}/24", "dev", "eth0"),
@@ -156,7 +170,7 @@ class Hosts:
             server.wait(5)
         for name in self.names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-        subprocess.run(["ip", "link", "del", "ddpbr"], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "del", _BRIDGE], capture_output=True, check=False)
 
 
 def _run(*command: str) -> None:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hosts import Hosts, why_not
+from hosts import NETWORK, Hosts, why_not
 from support import ddp_bp, run_to_end, summary_of
 
 pytestmark = [pytest.mark.mpi, pytest.mark.hosts]
@@ -65,4 +65,19 @@ def test_one_hash_whatever_the_hosts(hosts: Hosts, recipe: Path, alone: dict, tm
     assert result.returncode == 0, result.stderr
     summary = summary_of(tmp_path / "run")
     assert summary["world_size"] == sum(slots)
+    assert {key: summary[key] for key in SAME} == {key: alone[key] for key in SAME}
+
+
+def test_train_starts_ranks_on_the_hosts_that_it_is_given(
+    hosts: Hosts, recipe: Path, alone: dict, tmp_path: Path
+) -> None:
+    h1, h2, h3 = hosts.addresses
+    command = ddp_bp("train", recipe, "--hosts", f"{h2}:2,{h1},{h3}:2", "--run-dir", tmp_path / "run")
+    result = run_to_end(hosts.inside(0, command), 90, **hosts.environment())
+    assert result.returncode == 0, result.stderr
+    assert f"hosts: {h1} (1 rank), {h2} (2 ranks), {h3} (2 ranks), by --hosts" in result.stdout
+    assert f"coordinator.host = {h1}, where the other hosts reach it" in result.stdout
+    assert f"--mca btl_tcp_if_include {NETWORK}.0/24" in result.stdout
+    summary = summary_of(tmp_path / "run")
+    assert summary["world_size"] == 5
     assert {key: summary[key] for key in SAME} == {key: alone[key] for key in SAME}
