@@ -5,7 +5,8 @@
     |   |-- RecipeError           a recipe or an override; carries every problem found
     |   |-- DataError             a data file or its contents
     |   |-- CheckpointError       a checkpoint that is missing, damaged or of another run
-    |   `-- AddressError          a port or an address that cannot be used
+    |   |-- AddressError          a port or an address that cannot be used
+    |   `-- HostError             hosts that ranks cannot be started on; carries every problem found
     |-- EngineError               a tensor operation was given something it cannot work with
     |   |-- ShapeError            ... shapes, axes or numbers of elements   (also a ValueError)
     |   |-- DtypeError            ... element types                         (also a TypeError)
@@ -65,6 +66,14 @@ class CheckpointError(InputError):
 
 class AddressError(InputError):
     """A port or an address that cannot be bound or reached."""
+
+
+class HostError(InputError):
+    """Hosts that ranks cannot be started on. `problems` holds every problem found, one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(["the job cannot start on these hosts:", *(f"  {problem}" for problem in problems)]))
 
 
 class DownloadError(DdpError):

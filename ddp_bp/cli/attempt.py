@@ -17,16 +17,16 @@ from typing import IO
 
 from ddp_bp.cli.faults import last_eviction
 from ddp_bp.cli.hosts import open_mpi_hostfile
-from ddp_bp.cli.job_folder import job_folder
+from ddp_bp.cli.job_folder import end_processes, job_folder
 from ddp_bp.cli.kept_coordinator import KeptCoordinator, how_it_ended
 from ddp_bp.cli.launcher import Launcher, mpirun_command
 from ddp_bp.cli.network import Interface
-from ddp_bp.cli.outcome import read_outcome, why_it_ended
+from ddp_bp.cli.outcome import read_outcome, silent_host, why_it_ended
 from ddp_bp.cli.placement import Placement, launcher_options
 from ddp_bp.cli.processes import CoordinatorProcess, end_process_group, start_coordinator, start_mpirun
 from ddp_bp.cli.signals import STOP_EXIT_CODES, ends_at_once
 from ddp_bp.cli.supervise import Attempt, Ending
-from ddp_bp.cli.view import TrainingView, shown_command
+from ddp_bp.cli.view import TrainingView, fetch_status, shown_command
 from ddp_bp.coordinator.client import CoordinatorAddress, ToolClient
 from ddp_bp.errors import DdpError, InputError, LaunchError
 from ddp_bp.worker.signals import ANNOUNCEMENTS
@@ -35,6 +35,8 @@ POLL_SECONDS = 0.2
 COORDINATOR_END_SECONDS = 60.0
 MPIRUN_END_SECONDS = 10.0
 """How long mpirun may take to end after the last rank has said goodbye."""
+SILENT_HOST_END_SECONDS = 1.0
+"""How long mpirun may take to end ranks on the other hosts, if it cannot end those of one."""
 _NUM_LAST_LINES = 50
 
 
@@ -109,13 +111,15 @@ def run_attempt(
             arguments += ["--resume", str(checkpoint) if checkpoint else "never", *start.bind_options()]
             arguments += ["--coordinator", address.address, "--world-size", str(start.num_workers), "--supervised"]
             hostfile = folder / "hostfile"
-            hostfile.write_text(open_mpi_hostfile(start.placement.hosts), encoding="utf-8")
+            if start.placement.spans_hosts:
+                hostfile.write_text(open_mpi_hostfile(start.placement.hosts), encoding="utf-8")
             command = start.mpirun([*arguments, "--num-restarts", str(num_restarts)], hostfile)
             if last is None:
                 view.say(f"coordinator {address.url} (live page, /metrics, /api/status)")
                 view.say(shown_command(command))
             mpirun = start_mpirun(command, folder)
             watch = _Watch(mpirun, coordinator, address, start.run_dir, start.grace_seconds, asked, view)
+            watch.folder, watch.watches_hosts = folder, start.placement.spans_hosts
             return watch.until_the_end(), address
         finally:
             coordinator.release()
@@ -163,6 +167,9 @@ class _Watch:
     outcome: int | None = None
     left_at_once: bool = False
     began: float = field(default_factory=time.time)
+    folder: Path = Path()
+    watches_hosts: bool = False
+    has_silent_host: bool = False
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=_NUM_LAST_LINES))
 
     def until_the_end(self) -> Attempt:
@@ -174,6 +181,10 @@ class _Watch:
                 broken = self._watch()
                 self.view.refresh(self.address.url)
         finally:
+            if self.has_silent_host:
+                # What mpirun started to reach that host waits for it, and holds our pipes.
+                end_process_group(self.mpirun, SILENT_HOST_END_SECONDS)
+                end_processes(self.folder)
             end_process_group(self.mpirun)
             for thread in forwarding:
                 thread.join(2.0)
@@ -207,6 +218,9 @@ class _Watch:
                 if time.monotonic() - gone_at > MPIRUN_END_SECONDS:
                     return None
             self.view.refresh(self.address.url)
+            if self.watches_hosts and (silent := silent_host(fetch_status(self.address.url))):
+                self.has_silent_host = True
+                return silent
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.mpirun.wait(POLL_SECONDS)
         return None

@@ -21,6 +21,7 @@ _BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # The kernels that OpenBLAS is to take, whatever it would choose; and why, where it was a process of ours that set it.
 _KERNELS = "OPENBLAS_CORETYPE"
 _KERNELS_REASON = "DDP_BP_KERNELS_REASON"
+NAMED_KERNELS = "blas.kernels"
 
 # Folders of Open MPI that have the number of the launcher's process in their name, and so are not shared.
 _SESSION_FOLDER = re.compile(r"ompi\.\d+|prte(run)?\.[^/]+\.\d+\.\d+")
@@ -64,6 +65,11 @@ def kernels_asked_for(environment: MutableMapping[str, str] = os.environ) -> tup
     """(OpenBLAS' name of the kernels that it is told to take, why), or None if it is to choose."""
     kernels = environment.get(_KERNELS)
     return (kernels, environment.get(_KERNELS_REASON, f"{_KERNELS} in the environment")) if kernels else None
+
+
+def kernels_may_change(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Whether the kernels that OpenBLAS is told to take were found by a process of ours, and named by nobody."""
+    return environment.get(_KERNELS_REASON, NAMED_KERNELS) != NAMED_KERNELS
 
 
 def drop_impossible_kernels(

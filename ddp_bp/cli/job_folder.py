@@ -45,6 +45,12 @@ def clear_job(folder: Path, grace_seconds: float = 0.0) -> None:
 
     `grace_seconds`: how long processes may take to end by themselves.
     """
+    end_processes(folder, grace_seconds)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_processes(folder: Path, grace_seconds: float = 0.0) -> None:
+    """Kill what runs on this machine of the job of this folder, all but this process, after a time to end by itself."""
     deadline = time.monotonic() + grace_seconds
     while processes := list(_processes_of(folder)):
         if time.monotonic() >= deadline:
@@ -55,7 +61,6 @@ def clear_job(folder: Path, grace_seconds: float = 0.0) -> None:
             if time.monotonic() >= deadline + 1.0:
                 break
         time.sleep(0.02)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _clear_dead_jobs() -> None:

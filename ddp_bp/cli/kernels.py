@@ -12,7 +12,14 @@ from pathlib import Path
 
 from ddp_bp.checkpoint.read import read_manifest
 from ddp_bp.checkpoint.storage import PosixStorage
-from ddp_bp.cli.environment import kernels_asked_for, launched_ranks, restart_with_kernels, user_cache
+from ddp_bp.cli.environment import (
+    NAMED_KERNELS,
+    kernels_asked_for,
+    kernels_may_change,
+    launched_ranks,
+    restart_with_kernels,
+    user_cache,
+)
 from ddp_bp.cli.kernel_choice import OWN_CHOICE, Choice, fastest_kernels, remembered
 from ddp_bp.cli.processor import this_processor
 from ddp_bp.errors import DdpError, RecipeError
@@ -27,12 +34,14 @@ class Kernels:
 
     asked_for: the value of OPENBLAS_CORETYPE that all ranks are to have, and why; None where there is no OpenBLAS.
     problem: why the recipe cannot have the kernels that it names.
+    may_change: whether nobody has named them, so that hosts which have others may agree on some.
     """
 
     blas: Blas
     asked_for: str | None = None
     why: str = ""
     problem: RecipeError | None = None
+    may_change: bool = False
 
     def check(self) -> None:
         """Raise RecipeError if the recipe names kernels that cannot be had here."""
@@ -70,7 +79,7 @@ def settle_kernels(
     # One that was built for a single processor says no kernel family, and takes no orders.
     is_openblas = blas.library == OPENBLAS and blas.kernels != ""
     if asked is not None:
-        return Kernels(blas, *asked) if is_openblas else Kernels(blas)
+        return Kernels(blas, *asked, may_change=kernels_may_change()) if is_openblas else Kernels(blas)
     try:
         named = "auto" if recipe is None else load_recipe(recipe, overrides)[0].blas.kernels
     except RecipeError:
@@ -79,10 +88,10 @@ def settle_kernels(
         return Kernels(blas, problem=RecipeError(f"recipe {recipe}", [f"blas.kernels: {problem}"]))
     if not is_openblas:
         return Kernels(blas)
-    choice = Choice(named, "blas.kernels") if named != "auto" else _resumed(run_dir, resume) or _fastest(blas)
+    choice = Choice(named, NAMED_KERNELS) if named != "auto" else _resumed(run_dir, resume) or _fastest(blas)
     if choice.kernels.casefold() != blas.kernels.casefold():
         restart_with_kernels(choice.kernels, choice.why)
-    return Kernels(blas, choice.kernels, choice.why)
+    return Kernels(blas, choice.kernels, choice.why, may_change=named == "auto")
 
 
 def settle_recorded_kernels(recorded: str) -> Kernels:

@@ -38,6 +38,8 @@ COMMANDS = {
     "data": ("ddp_bp.cli.data", "data", "List the data sets, or download one."),
     "recipes": ("ddp_bp.cli.recipes", "recipes", "List the packaged recipes."),
 }
+# What commands of ours call on other hosts.
+HIDDEN = {"host-check": ("ddp_bp.cli.host_check", "host_check")}
 
 
 class LazyCommands(click.Group):
@@ -49,9 +51,9 @@ class LazyCommands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in COMMANDS and cmd_name not in HIDDEN:
             return None
-        module, function, _ = COMMANDS[cmd_name]
+        module, function = HIDDEN[cmd_name] if cmd_name in HIDDEN else COMMANDS[cmd_name][:2]
         command: click.Command = getattr(importlib.import_module(module), function)
         return command
 

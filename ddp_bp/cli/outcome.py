@@ -11,6 +11,10 @@ import os
 import re
 import signal
 from collections.abc import Sequence
+from typing import Any
+
+SILENCE_SECONDS = 15.0
+"""Ranks send a heartbeat every second, however long a step takes."""
 
 _MARK = "\x1fddp-bp outcome "
 _STDERR = 2
@@ -22,6 +26,7 @@ _DEATHS = (
     re.compile(rf"PID (?P<pid>\d+) RUNNING AT {_WHERE} = EXIT CODE: (?P<signal>\d+)"),
     re.compile(rf"error: {_WHERE}: task (?P<rank>\d+): (?P<what>Killed|Terminated|Segmentation fault|Out Of Memory)"),
 )
+_NO_DAEMON = re.compile(r"daemon failed to report back .*?Remote host: (?P<host>\S+)")
 _LOST_HOST = re.compile("lost communication with a remote daemon")
 
 
@@ -43,11 +48,24 @@ def why_it_ended(lines: Sequence[str], mpirun_exit_code: int) -> str:
     for pattern in _DEATHS:
         if found := pattern.search(said):
             return _died(**found.groupdict())
+    if found := _NO_DAEMON.search(said):
+        return f"mpirun could not start ranks on {found['host']}, or lost it"
     if _LOST_HOST.search(said):
         return "mpirun lost a host"
     if mpirun_exit_code < 0:
         return f"mpirun was killed by {_signal_name(-mpirun_exit_code)}"
     return f"ranks were lost, and mpirun ended with exit code {mpirun_exit_code}"
+
+
+def silent_host(status: dict[str, Any] | None) -> str | None:
+    """Which host nothing is heard from any more, given what /api/status says of a job; None: all are heard.
+
+    MPI does not notice a link that goes dark. The ranks there do as we do: they end when they hear nothing.
+    """
+    for rank in (status or {}).get("ranks", ()):
+        if (rank["heartbeat_age_seconds"] or 0.0) > SILENCE_SECONDS:
+            return f"nothing was heard of rank {rank['rank']} on {rank['hostname']} for {SILENCE_SECONDS:g} s"
+    return None
 
 
 def _died(host: str, rank: str | None = None, pid: str | None = None, **how: str) -> str:

@@ -49,6 +49,8 @@ class Placement:
 
     def without(self, lost: Sequence[str]) -> Placement:
         """The ranks on what is offered without the `lost` hosts: as many as before, as far as these take them."""
+        if not self.spans_hosts:
+            return self
         left = tuple(host for host in self.offered if host.name not in lost)
         placed = _placed(left, min(self.num_ranks, num_slots(left)), self.source)
         return replace(placed, offered=self.offered)

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -19,6 +19,7 @@ from ddp_bp.cli.attempt import JobStart, run_attempt
 from ddp_bp.cli.hosts import described
 from ddp_bp.cli.kernels import Kernels, settle_kernels
 from ddp_bp.cli.launcher import find_launcher, recovery_line
+from ddp_bp.cli.on_hosts import checked_start, start_on_hosts_left
 from ddp_bp.cli.output import print_json
 from ddp_bp.cli.placement import find_placement, own_interfaces
 from ddp_bp.cli.prepare import Prepared, prepare, warn
@@ -36,6 +37,13 @@ POLL_SECONDS = 0.1
 @options.recipe_argument
 @options.workers_option(required=False, default=None)
 @options.hosts_options
+@click.option(
+    "--no-preflight",
+    "preflight",
+    flag_value=False,
+    default=True,
+    help="Do not look at the other hosts before ranks start there.",
+)
 @options.set_option
 @options.run_dir_option
 @options.resume_option
@@ -55,6 +63,7 @@ def train(
     hosts: str | None,
     hostfile: Path | None,
     mpi_args: tuple[str, ...],
+    preflight: bool,
     overrides: tuple[str, ...],
     run_dir: Path | None,
     resume: str,
@@ -103,6 +112,10 @@ def train(
             placement=placement,
             interfaces=tuple(own_interfaces(placement)),
         )
+        if placement.spans_hosts:
+            # Rank 0 may be where the run directory is not, which says this after the first start.
+            start = replace(start, overrides=(*overrides, f"train.shards={prepared.recipe.train.shards}"))
+            start = checked_start(start, prepared, kernels) if preflight else start
         code = _run(prepared, start, asked_for, kernels, view)
         if code != 0:
             return code
@@ -167,6 +180,7 @@ def _train(start: JobStart, prepared: Prepared, asked: list[str], view: Training
     fault = prepared.recipe.fault
     restarts = Restarts(0 if fault.recovery == "none" else fault.max_restarts)
     checkpoint, address, began = prepared.checkpoint, None, time.time()
+    first = start
     while True:
         path = checkpoint.path if checkpoint else None
         attempt, address = run_attempt(start, path, restarts.total, address, asked, view)
@@ -183,6 +197,8 @@ def _train(start: JobStart, prepared: Prepared, asked: list[str], view: Training
             if asked:
                 return attempt
             time.sleep(POLL_SECONDS)
+        if first.placement.spans_hosts:
+            start = start_on_hosts_left(first, prepared, view.complain)
 
 
 def _newest(prepared: Prepared, last: Checkpoint | None, began: float) -> Checkpoint | None:

@@ -8,6 +8,7 @@ more. Knows nothing of what the messages mean to the training loop.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -301,7 +302,9 @@ class CoordinatorLink:
             )
 
     def _end(self, reason: str) -> NoReturn:
-        print(f"ddp-bp: rank {self._hello.rank} ends: {reason}", file=sys.stderr, flush=True)
+        # The other end of a pipe may be where nobody reads any more.
+        with contextlib.suppress(OSError):
+            print(f"ddp-bp: rank {self._hello.rank} ends: {reason}", file=sys.stderr, flush=True)
         # The training thread may be anywhere, and MPI would wait for others.
         os._exit(EVICTED_EXIT_CODE)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # Of this process alone, so that several test runs on one machine do not meet.
@@ -44,7 +45,7 @@ class Hosts:
         self.names = [f"ddp{_OWN}h{number}" for number in range(1, count + 1)]
         self.addresses = [f"{NETWORK}.{10 + number}" for number in range(1, count + 1)]
         self._folder = folder
-        self._servers: list[subprocess.Popen[bytes]] = []
+        self._servers: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Hosts:
         try:
@@ -109,6 +110,37 @@ class Hosts:
         """What Open MPI, and `ddp-bp`, need to know to reach the hosts by ssh."""
         return {"PRTE_MCA_plm_ssh_args": " ".join(self._ssh_options())}
 
+    def kill(self, index: int) -> None:
+        """Kill everything that was started on the host over ssh, and its sshd: nobody answers there any more."""
+        server = self._servers.pop(self.names[index], None)
+        if server is not None:
+            # The first process of the host's own process namespace takes all others with it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait(5)
+
+    def start(self, index: int, mounts: Mapping[Path, Path] | None = None) -> None:
+        """Start the host again. `mounts`: what it sees, and in the place of which file or folder."""
+        self.kill(index)
+        # Process numbers begin anew there, and with them the names of what was left behind.
+        shutil.rmtree(self._temporary(self.names[index]))
+        self._temporary(self.names[index])
+        self._start_sshd(self.names[index], mounts)
+
+    def cut(self, index: int, *, again: bool = False) -> None:
+        """Cut the host's link so that nothing arrives or is refused; or mend it `again`."""
+        _run("ip", "link", "set", f"v{self.names[index]}", "up" if again else "down")
+
+    def processes(self, index: int) -> list[int]:
+        """The processes on the host whose command line names ranks of ours."""
+        told = subprocess.run(["ip", "netns", "pids", self.names[index]], capture_output=True, text=True, check=True)
+        found = []
+        for pid in map(int, told.stdout.split()):
+            with contextlib.suppress(OSError):
+                if b"--supervised" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    found.append(pid)
+        return found
+
     def _make(self) -> None:
         self._key = self._folder / "key"
         for name in ("key", "host_key"):
@@ -127,29 +159,28 @@ class Hosts:
             ):
                 _run("ip", "netns", "exec", name, *command)
             self._start_sshd(name)
-        deadline = time.monotonic() + 10
-        for name, address in zip(self.names, self.addresses, strict=True):
-            reach = self._inside(name, ["ssh", *self._ssh_options(), address, "true"])
-            while subprocess.run(reach, capture_output=True, check=False).returncode:
-                assert time.monotonic() < deadline, f"no sshd on {name}"
-                time.sleep(0.05)
 
     def _ssh_options(self) -> list[str]:
         options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
         return ["-i", str(self._key), "-F", "/dev/null", *(word for option in options for word in ("-o", option))]
 
-    def _start_sshd(self, name: str) -> None:
+    def _start_sshd(self, name: str, mounts: Mapping[Path, Path] | None = None) -> None:
         config = self._folder / f"sshd-{name}"
         config.write_text(
             f"HostKey {self._folder / 'host_key'}\nAuthorizedKeysFile {self._folder / 'key.pub'}\nPidFile none\n"
             "PermitRootLogin yes\nStrictModes no\nUsePAM no\nLogLevel ERROR\n"
             f"SetEnv TMPDIR={self._temporary(name)} PYTHONPATH={os.environ.get('PYTHONPATH', '')}\n"
         )
-        self._servers.append(
-            subprocess.Popen(
-                self._inside(name, ["/usr/sbin/sshd", "-D", "-e", "-f", str(config)]), start_new_session=True
-            )
-        )
+        server = ["/usr/sbin/sshd", "-D", "-e", "-f", str(config)]
+        if mounts:
+            binds = " && ".join(f"mount --bind {shlex.quote(str(a))} {shlex.quote(str(b))}" for a, b in mounts.items())
+            server = ["sh", "-c", f'{binds} && exec "$@"', "sh", *server]
+        self._servers[name] = subprocess.Popen(self._inside(name, server), start_new_session=True)
+        deadline = time.monotonic() + 10
+        reach = self._inside(name, ["ssh", *self._ssh_options(), self.addresses[self.names.index(name)], "true"])
+        while subprocess.run(reach, capture_output=True, check=False).returncode:
+            assert time.monotonic() < deadline, f"no sshd on {name}"
+            time.sleep(0.05)
 
     def _temporary(self, name: str) -> Path:
         """A temporary folder of the host's own: process numbers, and so names in /tmp, repeat from host to host."""
@@ -164,10 +195,8 @@ class Hosts:
                 "sh", "-c", script, "sh", *command]  # fmt: skip
 
     def _unmake(self) -> None:
-        for server in self._servers:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
-            server.wait(5)
+        for index in range(len(self.names)):
+            self.kill(index)
         for name in self.names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
         subprocess.run(["ip", "link", "del", _BRIDGE], capture_output=True, check=False)
