@@ -30,12 +30,14 @@ CONNECT_SECONDS = 5.0
 class HostReport(msgspec.Struct, frozen=True):
     """A host, as it sees itself.
 
+    boot_id: Linux' name for its latest start, which no other machine has.
     software: what decides bits, or must be one on all hosts, by name. library: the BLAS without its kernels.
     interface: the one over which it reaches the host that asks. unreachable: of the addresses to connect to, those that
     did not answer, and why. missing: of the paths to look for, those that are not there.
     """
 
     hostname: str
+    boot_id: str
     software: dict[str, str]
     library: str
     kernels: str
@@ -58,6 +60,7 @@ def report_host(towards: str | None = None, connect: Sequence[str] = (), paths: 
     known = versions()
     return HostReport(
         hostname=socket.gethostname(),
+        boot_id=_boot_id(),
         software={
             "Python": known["python"],
             "ddp_bp": known["ddp_bp"],
@@ -107,6 +110,13 @@ def _code_digest() -> str:
     for file in sorted(folder.rglob("*.py")):
         digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def _version(distribution: str) -> str:

@@ -119,15 +119,16 @@ def check_answers(answers: Answers, kernels: Kernels, own: HostReport, *, allow_
     Raises HostError with all that is wrong.
     """
     problems = [f"{host}: {why}" for host, why in answers.unfit.items()]
-    seen = {own.hostname: "this host"}
+    seen = {own.hostname: ("this host", own.boot_id)}
     for name, report in answers.reports.items():
         problems += [f"{name}: {problem}" for problem in _differences(own, report, allow_mixed=allow_mixed)]
-        if report.hostname in seen:
+        # Two nodes of a batch system may be one machine, and its ranks do share memory.
+        namesake, boot_id = seen.setdefault(report.hostname, (name, report.boot_id))
+        if boot_id != report.boot_id:
             problems.append(
-                f"{name}: expected a host name of its own, got {report.hostname!r}, as {seen[report.hostname]} has: "
-                "MPI would take both for one host; name the same host once, or give one of them another name"
+                f"{name}: expected a host name of its own, got {report.hostname!r}, as {namesake} has: "
+                "MPI would take both for one host; give one of them another name"
             )
-        seen.setdefault(report.hostname, name)
     choice = None
     if not allow_mixed:
         choice, lacking = _common_kernels(answers, kernels, own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,9 @@ class Placement:
         127.0.0.1, which they cannot."""
         if not self.spans_hosts or recipe.coordinator.host not in _LOOPBACK:
             return overrides
-        return (*overrides, f"coordinator.host={source_address(self.remote[0])}")
+        ways = (source_address(name) for name in (*self.remote, socket.gethostname()))
+        address = next((way for way in ways if way is not None), None)
+        return (*overrides, f"coordinator.host={address}") if address is not None else overrides
 
 
 def find_placement(hosts: str | None, hostfile: Path | None, num_workers: int | None, launcher: Launcher) -> Placement:
@@ -96,7 +99,8 @@ def find_placement(hosts: str | None, hostfile: Path | None, num_workers: int | 
             f"{launcher.library}. Start `ddp-bp worker` under that launcher yourself, with "
             "--set coordinator.host=ADDRESS, or install Open MPI"
         )
-    unknown = [name for name in placed.remote if source_address(name) is None]
+    # Slurm starts ranks by the names of its nodes, which need not be those of hosts.
+    unknown = [name for name in placed.remote if source != SLURM and source_address(name) is None]
     if unknown:
         raise InputError(
             f"{source}: {', '.join(unknown)}: expected names or addresses that this host knows and has a route to, "

@@ -22,6 +22,7 @@ from ddp_bp.worker.blas import Blas
 AVX2 = ["avx2", "fma"]
 OWN = HostReport(
     hostname="here",
+    boot_id="1",
     software={"Python": "3.11.2", "NumPy": "2.4.0"},
     library="OpenBLAS 0.3.31",
     kernels="SkylakeX",
@@ -53,7 +54,8 @@ def test_hosts_that_are_alike_pass() -> None:
 def test_all_problems_of_all_hosts_are_found_at_once() -> None:
     reports = {
         "b": like_own("b", software={"Python": "3.11.2", "NumPy": "2.3.0"}, unreachable={"here:1": "no answer"}),
-        "c": like_own("here", library="OpenBLAS 0.3.30"),
+        "c": like_own("here", library="OpenBLAS 0.3.30", boot_id="2"),
+        "e": like_own("here"),
     }
     expected = (
         "d: expected an answer",

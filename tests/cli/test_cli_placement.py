@@ -105,6 +105,14 @@ def test_an_allocation_of_slurm_is_left_to_mpirun_until_a_node_is_lost(monkeypat
     assert "--hostfile" in launcher_options(OPEN_MPI, placed.without(["n1"]), Path("hostfile"))
 
 
+def test_nodes_of_slurm_need_not_be_names_of_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "nowhere")
+    monkeypatch.setenv("SLURM_TASKS_PER_NODE", "2")
+    placed = find_placement(None, None, None, OPEN_MPI)
+    assert (placed.num_ranks, placed.spans_hosts) == (2, True)
+    assert placed.with_coordinator_host(Recipe(), ()) == (f"coordinator.host={ETH.address}",), "that of its own name"
+
+
 def test_mpirun_is_told_hosts_network_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XDG_CACHE_HOME", "OPENBLAS_L2_SIZE"):
         monkeypatch.delenv(name, raising=False)
