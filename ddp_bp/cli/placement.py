@@ -136,6 +136,8 @@ def launcher_options(
 
 def common_network(interfaces: Sequence[Interface]) -> str | None:
     """What names the right interface on every host: their network, else its name where that is one; None: nothing."""
+    # Nodes of a batch system that are one machine; Open MPI does not count its loopback as a network.
+    interfaces = [item for item in interfaces if not item.address.startswith("127.")]
     networks, names = {item.network for item in interfaces}, {item.name for item in interfaces}
     if len(networks) == 1:
         return next(iter(networks))

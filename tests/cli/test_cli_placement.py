@@ -124,6 +124,7 @@ def test_mpirun_is_told_hosts_network_and_environment(monkeypatch: pytest.Monkey
         ([ETH, other_name], ["--mca", "btl_tcp_if_include", ETH.network, "--prtemca", "prte_if_include", ETH.network]),
         ([ETH, other_network], ["--mca", "btl_tcp_if_include", "eth0", "--prtemca", "prte_if_include", "eth0"]),
         ([other_name, other_network], []),
+        ([Interface("lo", "127.0.0.1", "127.0.0.0/8")], []),
         ([], []),
     ):
         assert launcher_options(OPEN_MPI, placed, Path("hostfile"), interfaces) == [*start, *network, *end]
