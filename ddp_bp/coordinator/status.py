@@ -105,7 +105,7 @@ def _rank_of(coordinator: Coordinator, rank: int, member: Member, now: float) ->
         "phase": member.phase,
         "doing": where["phase"],
         "doing_seconds": where["phase_seconds"],
-        "heartbeat_age_seconds": where["heartbeat_age_seconds"],
+        "heartbeat_age_seconds": None if member.left else where["heartbeat_age_seconds"],
         "last_report_age_seconds": None if member.report_at is None else now - member.report_at,
         "last_step_age_seconds": None if member.step_at is None else now - member.step_at,
         "backward_seconds_mean": None,
