@@ -26,3 +26,9 @@ class Straggling(nn.Module):
 
 def straggling(input_shape, num_outputs, slow_rank: int = 1, hang: str = "/nonexistent"):
     return Straggling(input_shape[0], num_outputs, slow_rank, hang)
+
+
+def signing(input_shape, num_outputs, folder: str):
+    """A model that leaves the name of each host that it is built on in a folder."""
+    Path(folder, os.uname().nodename).touch()
+    return nn.Linear(input_shape[0], num_outputs)
