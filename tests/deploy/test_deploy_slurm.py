@@ -16,7 +16,7 @@ from support import ddp_bp, mpi_name, run_to_end, summary_of, wait_for_step, wai
 
 SCRIPTS = Path(__file__).parents[2] / "deploy" / "slurm"
 
-pytestmark = [pytest.mark.mpi, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.mpi, pytest.mark.timeout(240)]
 
 RECIPE = """
 [model]
@@ -110,9 +110,9 @@ def test_ranks_of_srun_go_on_after_a_killed_rank_and_after_an_announced_end(
     run_dir, output = tmp_path / "run", tmp_path / "out"
     # Of two nodes on one machine Open MPI cannot tell, under srun, whether ranks share memory.
     node = ["--nodes=1", "--ntasks-per-node=2"]
-    job = submit(slurm, output, "worker.sbatch", recipe, options=node, RUN_DIR=run_dir, SLURM_WAIT=5)
+    job = submit(slurm, output, "worker.sbatch", recipe, options=node, RUN_DIR=run_dir, SLURM_WAIT=2)
     os.kill(wait_for_step(run_dir, 25)["ranks"][1]["pid"], signal.SIGKILL)
-    step = wait_for_restart(slurm, job, 1, run_dir, 60)["step"]
+    step = wait_for_restart(slurm, job, 1, run_dir, 40)["step"]
     slurm.run("scancel", "--batch", "--signal=USR1", job)
     ended = slurm.wait_for_end(job)
     text = output.read_text()
