@@ -102,7 +102,10 @@ def test_a_host_that_is_lost_costs_a_restart_on_the_others_and_no_bit(
 ) -> None:
     h1, h2, h3 = hosts.addresses
     run_dir = tmp_path / "run"
-    process = start(train(hosts, recipe, run_dir, f"{h1}:1,{h2}:2,{h3}:1", "--set", "fault.orphan_seconds=10"), **hosts.environment())
+    process = start(
+        train(hosts, recipe, run_dir, f"{h1}:1,{h2}:2,{h3}:1", "--set", "fault.orphan_seconds=10"),
+        **hosts.environment(),
+    )
     try:
         wait_until(lambda: list((run_dir / "checkpoints").glob("step-*")), "the first checkpoint")
         lose = hosts.kill if link == "killed" else hosts.cut
