@@ -65,14 +65,14 @@ def made_up_samples(model: BenchModel, count: int) -> tuple[npt.NDArray[np.float
 
 
 class OurTraining:
-    """Steps of `model` as training takes them, loading of batches included; one shard a rank."""
+    """Steps of `model` as training takes them, loading of batches included."""
 
-    def __init__(self, communicator: Communicator, model: BenchModel) -> None:
-        """Collective."""
+    def __init__(self, communicator: Communicator, model: BenchModel, shards_per_rank: int = 1) -> None:
+        """Collective. More shards cut the same batch into smaller pieces."""
         clock, rank = PhaseClock(PHASE_BUCKETS_SECONDS), communicator.rank
         composition = compose(
             communicator,
-            _job(model, communicator.size),
+            _job(model, communicator.size, shards_per_rank),
             clock,
             lambda error, step: _show_failure(error, rank, step),
         )
@@ -89,7 +89,7 @@ class OurTraining:
         return loss
 
 
-def _job(model: BenchModel, world_size: int) -> Job:
+def _job(model: BenchModel, world_size: int, shards_per_rank: int) -> Job:
     batch_size = model.batch_per_rank * world_size
     inputs, targets = made_up_samples(model, _NUM_BATCHES * batch_size)
     num_classes = model.widths[-1]
@@ -107,7 +107,7 @@ def _job(model: BenchModel, world_size: int) -> Job:
     with random_stream(_SEED, 0, _INIT_STREAM):
         network = mlp(inputs.shape[1:], num_classes, hidden=model.widths[1:-1])
     optimizer = Adam(FlatParameters(network.named_parameters()), lr=1e-3)
-    plan, recipe = ShardPlan(len(inputs), batch_size, world_size, _SEED), Recipe()
+    plan, recipe = ShardPlan(len(inputs), batch_size, world_size * shards_per_rank, _SEED), Recipe()
     return Job(
         recipe=recipe,
         data=data,

@@ -1,4 +1,4 @@
-"""PyTorch as a peer in the same processes: gloo's all-reduce, and DistributedDataParallel in its best settings.
+"""PyTorch as a peer: gloo's all-reduce, and DistributedDataParallel in its best settings.
 
 The only module that imports PyTorch, and only when it is asked for it. Without PyTorch there is no peer.
 """
@@ -80,34 +80,58 @@ class DdpTraining:
         return float("nan") if loss is None else float(loss.item())
 
 
-@contextmanager
-def torch_peer(communicator: Communicator, nodes: Nodes) -> Iterator[TorchPeer | None]:
-    """PyTorch's group for as long as the block lasts, or None unless all ranks have PyTorch with gloo. Collective."""
+class Rendezvous:
+    """Where the ranks of a process group find each other: rank 0 listens, on `port` of `host`, for as long as it lives.
+
+    `port` is 0 on the other ranks.
+    """
+
+    def __init__(self, host: str, rank: int, world_size: int) -> None:
+        import torch.distributed as distributed
+
+        self._distributed: Any = distributed
+        self._rank, self._world_size = rank, world_size
+        self._store = distributed.TCPStore(host, 0, world_size, True, _TIMEOUT, False) if rank == 0 else None
+        self.port: int = self._store.port if self._store else 0
+
+    @contextmanager
+    def join(self, host: str, port: int) -> Iterator[None]:
+        """The default process group, over gloo, for as long as the block lasts. Collective."""
+        store = self._store or self._distributed.TCPStore(host, port, self._world_size, False, _TIMEOUT, False)
+        self._distributed.init_process_group(
+            "gloo", store=store, rank=self._rank, world_size=self._world_size, timeout=_TIMEOUT
+        )
+        try:
+            yield
+        finally:
+            self._distributed.destroy_process_group()
+
+
+def find_torch() -> Any:
+    """PyTorch, with one thread, or None if it is not there with gloo."""
     try:
         import torch
         import torch.distributed as distributed
-
-        is_there = distributed.is_available() and distributed.is_gloo_available()
     except ImportError:
-        is_there = False
-    if not all(json.loads(data) for data in communicator.allgather_bytes(json.dumps(is_there).encode())):
+        return None
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        return None
+    torch.set_num_threads(1)
+    return torch
+
+
+@contextmanager
+def torch_peer(communicator: Communicator, nodes: Nodes) -> Iterator[TorchPeer | None]:
+    """PyTorch's group for as long as the block lasts, or None unless all ranks have PyTorch with gloo. Collective."""
+    torch = find_torch()
+    is_there = json.dumps(torch is not None).encode()
+    if not all(json.loads(data) for data in communicator.allgather_bytes(is_there)):
         yield None
         return
-    torch.set_num_threads(1)
     host = "127.0.0.1" if len(nodes.ranks) == 1 else socket.gethostname()
-    store = None
-    if communicator.rank == 0:
-        store = distributed.TCPStore(host, 0, communicator.size, True, _TIMEOUT, False)
-    address = json.dumps([host, store.port if store else 0]).encode()
-    host, port = json.loads(communicator.allgather_bytes(address)[0])
-    if store is None:
-        store = distributed.TCPStore(host, port, communicator.size, False, _TIMEOUT, False)
-    distributed.init_process_group(
-        "gloo", store=store, rank=communicator.rank, world_size=communicator.size, timeout=_TIMEOUT
-    )
-    try:
+    rendezvous = Rendezvous(host, communicator.rank, communicator.size)
+    address = json.dumps([host, rendezvous.port]).encode()
+    with rendezvous.join(*json.loads(communicator.allgather_bytes(address)[0])):
         yield TorchPeer(torch)
-    finally:
-        distributed.destroy_process_group()
-        # The store lives in rank 0, which must not leave before the others have let go of it.
-        communicator.barrier()
+    # What rank 0 listens with must not go before the others have left.
+    communicator.barrier()

@@ -15,9 +15,10 @@ from ddp_bp.bench.machine import last_level_cache_bytes
 from ddp_bp.bench.memory import MemoryReport, measure_memory
 from ddp_bp.bench.models import MODELS
 from ddp_bp.bench.scaling import ScalingReport, measure_scaling
+from ddp_bp.bench.shards import ShardsReport, measure_shards
 from ddp_bp.bench.training import TrainingReport, measure_training
 from ddp_bp.cli import options
-from ddp_bp.cli.bench_output import show_exchange, show_memory, show_scaling, show_training
+from ddp_bp.cli.bench_output import show_exchange, show_memory, show_scaling, show_shards, show_training
 from ddp_bp.cli.environment import launched_ranks
 from ddp_bp.cli.kernels import settle_kernels
 from ddp_bp.cli.measurement import Answer, Measurement, result_option, run_measurement
@@ -58,6 +59,15 @@ def model_names(text: str) -> tuple[str, ...]:
     return names
 
 
+def shard_numbers(text: str) -> tuple[int, ...]:
+    """Numbers of shards, divided by commas, each at least one. Raises click.BadParameter."""
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not part.isdecimal() or int(part) < 1:
+            raise click.BadParameter(f"expected numbers of shards such as 2,4, got {part!r}")
+    return tuple(map(int, parts))
+
+
 def _parsed_by(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
     """A callback that gives a command what `parse` makes of the option's text."""
     return lambda _context, _parameter, text: None if text is None else parse(text)
@@ -88,7 +98,7 @@ def _repeats_option(default: int, what: str) -> Callable[[Function], Function]:
 
 @click.group()
 def bench() -> None:
-    """Measure exchange, training steps, memory and scaling, beside MPI and PyTorch.
+    """Measure exchange, training steps, shards, memory and scaling, beside MPI and PyTorch.
 
     What is compared takes turns within one run, each turn after a barrier and as long as its slowest rank; times are
     medians, ratios are medians of the ratios turn by turn. PyTorch is compared with where all ranks have it. Leave the
@@ -169,9 +179,10 @@ def training(
 ) -> int:
     """Whole training steps, beside PyTorch DDP.
 
-    Networks with Adam on made-up data, beside DistributedDataParallel over gloo in the same processes. PyTorch has
-    its best settings: gradients as views into buckets, a static graph, fused Adam, one thread a rank, a batch that
-    is in memory already, and the best of several bucket sizes. Our steps load their batches.
+    Networks with Adam on made-up data, beside DistributedDataParallel over gloo, which takes turns with ours on the
+    same cores, in processes of its own. PyTorch has its best settings: gradients as views into buckets, a static
+    graph, fused Adam, one thread a rank, a batch that is in memory already, and the best of several bucket sizes.
+    Our steps load their batches.
     """
     arguments = ["--models", ",".join(models), "--repeats", str(repeats)]
 
@@ -180,6 +191,45 @@ def training(
 
     show = partial(show_training, as_json=as_json)
     return _run("training", arguments, measure, TrainingReport, show, num_workers, binds, result)
+
+
+@bench.command()
+@_workers_option
+@_models_option
+@click.option(
+    "--shards-per-rank",
+    callback=_parsed_by(shard_numbers),
+    default="4",
+    show_default=True,
+    metavar="NUMBER,...",
+    help="Into how many shards the batch of a rank is cut, besides one.",
+)
+@_repeats_option(15, "a block of steps is timed")
+@options.bind_option
+@options.json_option
+@result_option
+def shards(
+    num_workers: int | None,
+    models: tuple[str, ...],
+    shards_per_rank: tuple[int, ...],
+    repeats: int,
+    binds: bool,
+    as_json: bool,
+    result: Path | None,
+) -> int:
+    """Training steps with more shards than ranks.
+
+    The batch stays the same, and is cut into more shards (`train.shards`), which a rank computes one after another.
+    Shown is how much longer a step then takes than with one shard a rank.
+    """
+    arguments = ["--models", ",".join(models), "--repeats", str(repeats)]
+    arguments += ["--shards-per-rank", ",".join(map(str, shards_per_rank))]
+
+    def measure(communicator: Communicator) -> ShardsReport:
+        return measure_shards(communicator, models, shards_per_rank, repeats)
+
+    show = partial(show_shards, as_json=as_json)
+    return _run("shards", arguments, measure, ShardsReport, show, num_workers, binds, result)
 
 
 @bench.command()

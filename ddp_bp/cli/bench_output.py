@@ -8,6 +8,7 @@ from ddp_bp.bench.exchange import OURS, ExchangeReport
 from ddp_bp.bench.memory import OURS as OUR_MEMORY
 from ddp_bp.bench.memory import MemoryReport
 from ddp_bp.bench.scaling import ScalingReport
+from ddp_bp.bench.shards import ShardsReport
 from ddp_bp.bench.training import TrainingReport
 from ddp_bp.cli.output import count_text, print_json, print_table, size_text
 
@@ -65,6 +66,26 @@ def show_training(report: TrainingReport, *, as_json: bool) -> None:
         for model in report.models
     ]
     print_table(("model", "", "ms a step", "PyTorch DDP", "times as fast", "its best bucket"), rows)
+
+
+def show_shards(report: ShardsReport, *, as_json: bool) -> None:
+    """Print what `bench shards` found out."""
+    if as_json:
+        print_json(msgspec.to_builtins(report))
+        return
+    print(f"{_ranks(report.world_size)}; {report.mpi}; medians of {report.blocks} blocks of steps\n")
+    rows = [
+        (
+            model.name,
+            model.description,
+            shards.num_shards,
+            f"{shards.seconds_per_step * 1e3:.4g}",
+            f"{shards.ratio:.3f}",
+        )
+        for model in report.models
+        for shards in model.shards
+    ]
+    print_table(("model", "", "shards", "ms a step", "times as long"), rows)
 
 
 def show_scaling(report: ScalingReport, *, as_json: bool) -> None:

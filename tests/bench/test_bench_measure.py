@@ -9,16 +9,21 @@ import pytest
 
 from ddp_bp.bench import models as models_module
 from ddp_bp.bench import scaling as scaling_module
+from ddp_bp.bench import shards as shards_module
 from ddp_bp.bench import training as training_module
 from ddp_bp.bench.exchange import measure_exchange
 from ddp_bp.bench.memory import measure_memory, model_of
 from ddp_bp.bench.models import BenchModel, OurTraining, made_up_samples
 from ddp_bp.bench.scaling import Turns, measure_scaling
+from ddp_bp.bench.shards import measure_shards
 from ddp_bp.bench.summing import MpiAllreduce, OurExchange
+from ddp_bp.bench.torch_orders import Found, Look, Steps
 from ddp_bp.bench.torch_peer import torch_peer
+from ddp_bp.bench.torch_process import TorchProcess
+from ddp_bp.bench.torch_ranks import torch_ranks
 from ddp_bp.bench.training import measure_training, num_parameters
 from ddp_bp.bench.update import build_update
-from ddp_bp.errors import DistributedError, RemoteError
+from ddp_bp.errors import DistributedError, InputError, RemoteError
 from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.parallel.single import SingleCommunicator
 from ddp_bp.parallel.threads import run_ranks
@@ -36,7 +41,7 @@ def no_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (models_module, scaling_module, training_module):
+    for module in (models_module, scaling_module, shards_module, training_module):
         monkeypatch.setattr(module, "MODELS", {"small": SMALL})
 
 
@@ -190,6 +195,65 @@ def test_ddp_trains_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
         first = training.steps(1)
         assert training.steps(50) < first
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parity
+def test_pytorch_trains_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    communicator = SingleCommunicator()
+    with torch_ranks(communicator, find_nodes(communicator)) as peer:
+        assert peer is not None
+        assert peer.version == torch.__version__
+        peer.build(SMALL, 25)
+        peer.build(SMALL, 1)
+        first = peer.steps(25, 1)
+        assert peer.steps(25, 50) < first
+        peer.build(SMALL, 25)
+        assert abs(peer.steps(25, 1) - first) < 1, "a new network starts anew"
+        process = peer._process
+        assert process.poll() is None
+    assert process.returncode == 0
+    assert not torch.distributed.is_initialized(), "this process takes no part"
+
+
+@pytest.mark.parity
+def test_the_end_of_pytorchs_process_is_an_error() -> None:
+    communicator = SingleCommunicator()
+    with (
+        pytest.raises(DistributedError, match=r"rank 0: the process for PyTorch has ended, when told Steps"),
+        torch_ranks(communicator, find_nodes(communicator)) as peer,
+    ):
+        assert peer is not None
+        peer.build(SMALL, 1)
+        peer._process.kill()
+        peer._process.wait()
+        peer.steps(1, 2)
+
+
+def test_orders_that_take_others_before_them_are_refused() -> None:
+    process = TorchProcess()
+    assert process.carry_out(Look("127.0.0.1", 0, 1)) == Found(None), "no PyTorch here"
+    with pytest.raises(InputError, match=r"told .*count=1.*, which takes another order before it"):
+        process.carry_out(Steps(25, 1))
+
+
+# ---- shards
+
+
+def test_a_report_of_shards_has_one_a_rank_and_the_numbers_asked_for(small_models) -> None:
+    [report, other] = run_ranks(2, lambda c: measure_shards(c, ["small"], [4, 2], 3))
+    assert report == other
+    [model] = report.models
+    assert [shards.num_shards for shards in model.shards] == [2, 4, 8]
+    assert model.shards[0].ratio == 1
+    assert all(shards.seconds_per_step > 0 and shards.ratio > 0 for shards in model.shards)
+
+
+def test_more_shards_take_the_same_steps() -> None:
+    one, four = (run_ranks(2, lambda c: OurTraining(c, SMALL, number).steps(20)) for number in (1, 4))  # noqa: B023
+    assert one == pytest.approx(four, rel=1e-4)
+    assert one != four, "another order of summation"
 
 
 # ---- scaling

@@ -10,14 +10,16 @@ import pytest
 from ddp_bp.bench.exchange import Contender, ExchangeReport, SizeResult, UpdateResult
 from ddp_bp.bench.memory import MemoryReport, MemoryResult
 from ddp_bp.bench.scaling import ModelScaling, RanksResult, ScalingReport
+from ddp_bp.bench.shards import ModelShards, ShardsReport, ShardsResult
 from ddp_bp.bench.training import DdpResult, ModelResult, TrainingReport
-from ddp_bp.cli.bench import byte_size, model_names, vector_sizes
+from ddp_bp.cli.bench import byte_size, model_names, shard_numbers, vector_sizes
 from ddp_bp.cli.bench_output import (
     binary_size_text,
     short_time_text,
     show_exchange,
     show_memory,
     show_scaling,
+    show_shards,
     show_training,
 )
 
@@ -39,6 +41,9 @@ def test_other_sizes_are_refused_with_what_was_expected(text: str) -> None:
 def test_lists_are_divided_by_commas() -> None:
     assert vector_sizes("4KiB, 64,1MiB") == (4096, 64, 2**20)
     assert model_names("large, tiny") == ("large", "tiny")
+    assert shard_numbers("4, 2") == (4, 2)
+    with pytest.raises(click.BadParameter, match="numbers of shards such as 2,4, got '0'"):
+        shard_numbers("2,0")
     with pytest.raises(click.BadParameter, match="multiple of 4 bytes, got 6"):
         vector_sizes("4,6")
     with pytest.raises(click.BadParameter, match="'midle'; there is tiny, middle, large; did you mean 'middle'"):
@@ -86,6 +91,7 @@ MEMORY = MemoryReport(
     [MemoryResult("ddp_bp", 840_000_000, 28.0, 10**9), MemoryResult("PyTorch DDP", 1_920_000_000, 64.0, 10**9)],
     0.4375,
 )
+SHARDS = ShardsReport(2, 15, "Some MPI", [ModelShards("tiny", "4-3, batch 2 a rank", [ShardsResult(8, 1.5e-3, 1.25)])])
 SCALING = ScalingReport(
     1,
     1,
@@ -128,6 +134,14 @@ def test_without_pytorch_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert cells(out.splitlines()[3]) == ["tiny", "4-3, batch 2 a rank", "1.5", "-", "-", "-"]
 
 
+def test_the_table_of_shards(capsys: pytest.CaptureFixture[str]) -> None:
+    show_shards(SHARDS, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 ranks; Some MPI; medians of 15 blocks of steps"
+    assert cells(lines[2]) == ["model", "shards", "ms a step", "times as long"]
+    assert cells(lines[3]) == ["tiny", "4-3, batch 2 a rank", "8", "1.5", "1.250"]
+
+
 def test_the_table_of_scaling(capsys: pytest.CaptureFixture[str]) -> None:
     show_scaling(SCALING, as_json=False)
     lines = capsys.readouterr().out.splitlines()
@@ -149,7 +163,13 @@ def test_the_table_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("show", "report"),
-    [(show_exchange, EXCHANGE), (show_training, TRAINING), (show_memory, MEMORY), (show_scaling, SCALING)],
+    [
+        (show_exchange, EXCHANGE),
+        (show_training, TRAINING),
+        (show_shards, SHARDS),
+        (show_memory, MEMORY),
+        (show_scaling, SCALING),
+    ],
 )
 def test_json_has_all_that_was_found_out(capsys: pytest.CaptureFixture[str], show, report) -> None:
     show(report, as_json=True)

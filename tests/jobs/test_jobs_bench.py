@@ -78,6 +78,15 @@ def test_four_ranks_take_less_than_half_of_the_memory_of_ddp(run_ddp_bp) -> None
     assert report["ratio"] <= 0.5
 
 
+def test_shards(run_ddp_bp) -> None:
+    result = run_ddp_bp("bench", "shards", "--models", "tiny", "--repeats", 1, "--shards-per-rank", "2", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["world_size"] == 2
+    [model] = report["models"]
+    assert [shards["num_shards"] for shards in model["shards"]] == [2, 4]
+
+
 def test_scaling_under_a_launcher_of_the_users_own(mpirun) -> None:
     result = mpirun(3, ["-m", "ddp_bp", *SCALING, "--json"])
     assert result.returncode == 0, result.stderr
@@ -93,6 +102,7 @@ def test_scaling_under_a_launcher_of_the_users_own(mpirun) -> None:
     [
         (("exchange", "--sizes", "4KB"), "expected a size such as 4096, 64KiB or 1MiB, got '4KB'"),
         (("training", "--models", "tinny"), "did you mean 'tiny'?"),
+        (("shards", "--shards-per-rank", "2,x"), "expected numbers of shards such as 2,4, got 'x'"),
         (("scaling", "-n", "0"), "0 is not in the range x>=1"),
     ],
 )
