@@ -4,6 +4,7 @@ race.py       several ways to do one thing, timed in turns
 machine.py    the cache, the memory and the page faults of this machine and process; bandwidth of copying
 summing.py    three ways to sum a vector over ranks: ours, MPI's, gloo's
 exchange.py   `ddp-bp bench exchange`: these three by size
+allreduce.py  which of Open MPI's algorithms is the best at which size
 update.py     the sum and an Adam step in one pass, by the bytes that it must move
 models.py     networks and made-up data for whole steps
 torch_peer.py PyTorch's process group and DistributedDataParallel; the only module that imports PyTorch

@@ -7,6 +7,7 @@ more members than there are calls; then copying, which is measured as well, clea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import msgspec
@@ -21,7 +22,8 @@ from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.worker.failures import together
 
-OURS = "ddp_bp"
+OURS, MPI = "ddp_bp", "MPI"
+LIBRARY_CHOICE = "its own choice"
 _FLOAT32_BYTES = 4
 _NUM_WARM_UP = 5
 _NUM_COPIES = 5
@@ -42,10 +44,11 @@ class Contender(msgspec.Struct):
 
 
 class SizeResult(msgspec.Struct):
-    """All contenders at vectors of `num_bytes`, of which `ring` take turns."""
+    """All contenders at vectors of `num_bytes`, of which `ring` take turns; MPI has the algorithm of that name."""
 
     num_bytes: int
     ring: int
+    algorithm: str
     contenders: list[Contender]
 
 
@@ -59,7 +62,10 @@ class UpdateResult(msgspec.Struct):
 
 
 class ExchangeReport(msgspec.Struct):
-    """All that one run found out. Copying counts bytes read and bytes written, of all ranks together."""
+    """All that one run found out. Copying counts bytes read and bytes written, of all ranks together.
+
+    `update`: None where it was not asked for.
+    """
 
     world_size: int
     num_nodes: int
@@ -69,13 +75,25 @@ class ExchangeReport(msgspec.Struct):
     cache_bytes: int
     copy_bytes_per_second: float
     sizes: list[SizeResult]
-    update: UpdateResult
+    update: UpdateResult | None
 
 
 def measure_exchange(
-    communicator: Communicator, sizes_bytes: Sequence[int], num_parameters: int, num_repeats: int, cache_bytes: int
+    communicator: Communicator,
+    sizes_bytes: Sequence[int],
+    num_parameters: int,
+    num_repeats: int,
+    cache_bytes: int,
+    *,
+    algorithm: str = LIBRARY_CHOICE,
+    only_mpi: bool = False,
 ) -> ExchangeReport:
     """Measure all sizes, then reduce and Adam on `num_parameters` parameters. Collective; the same on all ranks.
+
+    Args:
+        num_parameters: 0 leaves reduce and Adam out.
+        algorithm: what MPI was started with, for the report.
+        only_mpi: measure neither ours nor gloo's.
 
     Raises:
         DistributedError: a way to sum gives a wrong sum, on all ranks alike (as RemoteError where it was right).
@@ -84,17 +102,22 @@ def measure_exchange(
     copying = Copying(communicator, _ranks_per_node(nodes), cache_bytes)
     copies: list[Seconds] = []
     times: list[tuple[int, dict[str, Seconds]]] = []
-    with torch_peer(communicator, nodes) as peer:
+    with nullcontext() if only_mpi else torch_peer(communicator, nodes) as peer:
         for num_bytes in sizes_bytes:
             ways, ring = _ways(communicator, nodes, peer, num_bytes, num_repeats, cache_bytes)
+            if only_mpi:
+                ways = {MPI: ways[MPI]}
             for way in ways.values():
                 together(communicator, partial(way.verify, communicator))
             copies.append(copying.seconds(_NUM_COPIES))
             contestants = {name: way.run for name, way in ways.items()}
             times.append((ring, race(communicator, contestants, num_repeats, _NUM_WARM_UP)))
         version = peer.version if peer else None
-    update, more_copies = _measure_update(communicator, nodes, copying, num_parameters, num_repeats)
-    copy_rate = float(copying.num_bytes / np.median(np.concatenate([*copies, more_copies])))
+    update = None
+    if num_parameters:
+        update, more_copies = _measure_update(communicator, nodes, copying, num_parameters, num_repeats)
+        copies.append(more_copies)
+    copy_rate = float(copying.num_bytes / np.median(np.concatenate(copies)))
     return ExchangeReport(
         world_size=communicator.size,
         num_nodes=len(nodes.ranks),
@@ -104,7 +127,7 @@ def measure_exchange(
         cache_bytes=cache_bytes,
         copy_bytes_per_second=copy_rate,
         sizes=[
-            SizeResult(num_bytes, ring, contenders(num_bytes, communicator.size, seconds, copy_rate))
+            SizeResult(num_bytes, ring, algorithm, contenders(num_bytes, communicator.size, seconds, copy_rate))
             for num_bytes, (ring, seconds) in zip(sizes_bytes, times, strict=True)
         ],
         update=update,
@@ -112,12 +135,12 @@ def measure_exchange(
 
 
 def contenders(num_bytes: int, world_size: int, times: dict[str, Seconds], copy_rate: float) -> list[Contender]:
-    """What is shown of the seconds (repeats,) that each way took to sum `num_bytes`."""
+    """What is shown of the seconds (repeats,) that each way took to sum `num_bytes`. Without ours, ratios are 1."""
     found = []
     for name, seconds in times.items():
         median = float(np.median(seconds))
         bus = 2 * (world_size - 1) / world_size * num_bytes / median
-        ratio = median_ratio(times[OURS], seconds)
+        ratio = median_ratio(times.get(OURS, seconds), seconds)
         found.append(Contender(name, median, ratio, bus, world_size * bus / copy_rate))
     return found
 
@@ -146,7 +169,7 @@ def _ways(
     num_elements = num_bytes // _FLOAT32_BYTES
     ways: dict[str, Summing] = {
         OURS: OurExchange(communicator, nodes, num_elements, ring),
-        "MPI": MpiAllreduce(communicator, num_elements, ring),
+        MPI: MpiAllreduce(communicator, num_elements, ring),
     }
     if peer is not None:
         ways["gloo"] = GlooAllreduce(peer, num_elements, ring)

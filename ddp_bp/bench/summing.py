@@ -73,7 +73,7 @@ class OurExchange(Summing):
 
 
 class MpiAllreduce(Summing):
-    """`MPI_Allreduce` in place, by the algorithm that the library chooses."""
+    """`MPI_Allreduce` in place, by the algorithm that MPI was started with."""
 
     def __init__(self, communicator: Communicator, num_elements: int, ring: int) -> None:
         vectors = [np.zeros(num_elements, np.float32) for _ in range(ring)]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ddp_bp.bench.exchange import ExchangeReport, measure_exchange
+from ddp_bp.bench.allreduce import ALGORITHMS, beside_the_best
+from ddp_bp.bench.exchange import LIBRARY_CHOICE, ExchangeReport, measure_exchange
 from ddp_bp.bench.machine import last_level_cache_bytes
 from ddp_bp.bench.memory import MemoryReport, measure_memory
 from ddp_bp.bench.models import MODELS
@@ -21,12 +22,14 @@ from ddp_bp.cli import options
 from ddp_bp.cli.bench_output import show_exchange, show_memory, show_scaling, show_shards, show_training
 from ddp_bp.cli.environment import launched_ranks
 from ddp_bp.cli.kernels import settle_kernels
-from ddp_bp.cli.measurement import Answer, Measurement, result_option, run_measurement
+from ddp_bp.cli.launcher import Launcher
+from ddp_bp.cli.measurement import Answer, Measurement, Start, result_option, run_measurement
 from ddp_bp.cli.options import Function
 from ddp_bp.data.source import suggestion
 from ddp_bp.parallel.communicator import Communicator
 
 DEFAULT_WORKERS = 2
+_NUM_TRIALS = 10
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -120,11 +123,21 @@ def bench() -> None:
 @click.option(
     "--parameters",
     "num_parameters",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=0),
     default=20_000_000,
     show_default=True,
-    help="Parameters that reduce + Adam is timed on.",
+    help="Parameters that reduce + Adam is timed on; 0: not at all.",
 )
+@click.option(
+    "--allreduce",
+    type=click.Choice(["best", "default"]),
+    default="best",
+    show_default=True,
+    help="Whether MPI_Allreduce has the best of Open MPI's algorithms for each size, each of which is tried in a start "
+    "of its own, or the one that the library chooses. Under a launcher of your own it is the latter.",
+)
+@click.option("--algorithm", default=LIBRARY_CHOICE, hidden=True, help="What MPI was started with.")
+@click.option("--only-mpi", is_flag=True, hidden=True, help="Measure MPI alone, as a trial of an algorithm.")
 @click.option(
     "--cache",
     "cache_bytes",
@@ -141,6 +154,9 @@ def exchange(
     repeats: int,
     num_parameters: int,
     cache_bytes: int | None,
+    allreduce: str,
+    algorithm: str,
+    only_mpi: bool,
     binds: bool,
     as_json: bool,
     result: Path | None,
@@ -148,9 +164,9 @@ def exchange(
     """Sum vectors over ranks: our exchange, MPI and gloo.
 
     Timed is from "partials ready" to "every rank can read the sum", of our exchange, of MPI_Allreduce and of gloo's
-    all-reduce. Buffers rotate, so that none is in the cache when its turn comes. Bus bandwidth is that of
-    nccl-tests, 2 (W - 1) / W * bytes / time; its share of copying is W times that over the bytes that all ranks,
-    copying at once, read and write per second.
+    all-reduce. MPI has the algorithm that is best at that size. Buffers rotate, so that none is in the cache when its
+    turn comes. Bus bandwidth is that of nccl-tests, 2 (W - 1) / W * bytes / time; its share of copying is W times that
+    over the bytes that all ranks, copying at once, read and write per second.
 
     Reduce + Adam is one pass over all parameters. At W ranks it must move 4 (W + 6) bytes for each: read W
     partials, the parameter and two averages; write these three. Shown is how much of the bandwidth of copying that
@@ -161,10 +177,28 @@ def exchange(
     arguments += ["--parameters", str(num_parameters)]
 
     def measure(communicator: Communicator) -> ExchangeReport:
-        return measure_exchange(communicator, sizes, num_parameters, repeats, cache)
+        return measure_exchange(
+            communicator, sizes, num_parameters, repeats, cache, algorithm=algorithm, only_mpi=only_mpi
+        )
+
+    def starts(launcher: Launcher, start: Start[ExchangeReport]) -> ExchangeReport:
+        if allreduce == "default" or not launcher.is_open_mpi:
+            return start((), ())
+        updates = iter([num_parameters])
+
+        def start_with(algorithm: str, some_sizes: Sequence[int], is_trial: bool) -> ExchangeReport:
+            more = ["--algorithm", algorithm, "--sizes", ",".join(map(str, some_sizes))]
+            if is_trial:
+                more += ["--only-mpi", "--repeats", str(min(repeats, _NUM_TRIALS)), "--parameters", "0"]
+            else:
+                # Reduce and Adam are measured once.
+                more += ["--parameters", str(next(updates, 0))]
+            return start(more, ALGORITHMS[algorithm])
+
+        return beside_the_best(start_with, sizes)
 
     show = partial(show_exchange, as_json=as_json)
-    return _run("exchange", arguments, measure, ExchangeReport, show, num_workers, binds, result)
+    return _run("exchange", arguments, measure, ExchangeReport, show, num_workers, binds, result, starts)
 
 
 @bench.command()
@@ -296,6 +330,7 @@ def _run(
     num_workers: int | None,
     binds: bool,
     result: Path | None,
+    starts: Callable[[Launcher, Start[Answer]], Answer] | None = None,
 ) -> int:
     if num_workers is None and launched_ranks() is None:
         num_workers = DEFAULT_WORKERS
@@ -307,5 +342,6 @@ def _run(
         show=show,
         kernels=settle_kernels(None),
         binds=binds,
+        starts=starts,
     )
     return run_measurement(measurement, num_workers, result)

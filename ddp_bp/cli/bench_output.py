@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ddp_bp.bench.exchange import OURS, ExchangeReport
+from ddp_bp.bench.exchange import MPI, OURS, ExchangeReport
 from ddp_bp.bench.memory import OURS as OUR_MEMORY
 from ddp_bp.bench.memory import MemoryReport
 from ddp_bp.bench.scaling import ScalingReport
@@ -29,7 +29,7 @@ def show_exchange(report: ExchangeReport, *, as_json: bool) -> None:
     rows = [
         (
             binary_size_text(size.num_bytes),
-            contender.name,
+            f"{MPI} ({size.algorithm})" if contender.name == MPI else contender.name,
             short_time_text(contender.seconds),
             None if contender.name == OURS else f"{contender.ratio:.3g}",
             f"{size_text(round(contender.bus_bytes_per_second))}/s",
@@ -40,6 +40,8 @@ def show_exchange(report: ExchangeReport, *, as_json: bool) -> None:
     ]
     print_table(("size", "sum by", "time", f"{OURS} / it", "bus bandwidth", "of copying"), rows)
     update = report.update
+    if update is None:
+        return
     print(
         f"\nreduce + Adam, {count_text(update.num_parameters)} parameters: {short_time_text(update.seconds)} for "
         f"{size_text(update.bytes_moved)} that must move, {update.copy_share:.1%} of the bandwidth of copying"

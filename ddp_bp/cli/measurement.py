@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -20,7 +20,7 @@ import msgspec
 from ddp_bp.cli.environment import launched_ranks
 from ddp_bp.cli.job_folder import job_folder
 from ddp_bp.cli.kernels import Kernels
-from ddp_bp.cli.launcher import find_launcher, mpirun_command
+from ddp_bp.cli.launcher import Launcher, find_launcher, mpirun_command
 from ddp_bp.cli.processes import end_process_group, start_mpirun
 from ddp_bp.cli.ranks import run_as_rank
 from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
@@ -32,6 +32,9 @@ POLL_SECONDS = 0.2
 _STDERR = 2
 
 Answer = TypeVar("Answer")
+
+# Starts the ranks once, with more arguments of the command line and more options of the launcher.
+Start = Callable[[Sequence[str], Sequence[str]], Answer]
 
 result_option = click.option(
     "--result", type=click.Path(path_type=Path), hidden=True, help="Where ranks that we started answer."
@@ -49,6 +52,7 @@ class Measurement(Generic[Answer]):
     show: prints the answer.
     kernels: the BLAS kernels that all ranks are to have.
     binds: whether each rank keeps to cores of its own.
+    starts: if given, how the answer comes from several starts of the ranks; it knows the launcher.
     check: if given, called with the number of ranks before any is started; raises an InputError if that is in vain.
     """
 
@@ -59,6 +63,7 @@ class Measurement(Generic[Answer]):
     show: Callable[[Answer], None]
     kernels: Kernels
     binds: bool
+    starts: Callable[[Launcher, Start[Answer]], Answer] | None = None
     check: Callable[[int], object] | None = None
 
 
@@ -91,18 +96,37 @@ def run_measurement(measurement: Measurement[Answer], num_workers: int | None, r
     kernels.check()
     if measurement.check is not None:
         measurement.check(num_workers)
-    arguments = measurement.arguments
+    launcher = find_launcher()
     with stop_signals() as asked, job_folder() as folder:
         answer_file = folder / "result"
         ranks = ["-n", str(num_workers), "--result", str(answer_file), *([] if measurement.binds else ["--no-bind"])]
-        command = mpirun_command(find_launcher(), num_workers, [*arguments, *ranks], kernels.asked_for)
-        code = _run_mpirun(command, folder, asked)
-        if code == 0 and answer_file.exists():
-            answer(msgspec.msgpack.decode(answer_file.read_bytes(), type=measurement.answer_type))
-            return 0
-    if not asked:
-        print(f"ddp-bp: {measurement.name} did not finish; the first error above says why", file=sys.stderr)
-    return code or 1
+
+        def start(more_arguments: Sequence[str] = (), more_options: Sequence[str] = ()) -> Answer:
+            arguments = [*measurement.arguments, *more_arguments, *ranks]
+            command = mpirun_command(launcher, num_workers, arguments, kernels.asked_for, more=more_options)
+            code = _run_mpirun(command, folder, asked)
+            if code or not answer_file.exists():
+                raise _Unfinished(code or 1)
+            found = msgspec.msgpack.decode(answer_file.read_bytes(), type=measurement.answer_type)
+            answer_file.unlink()
+            return found
+
+        try:
+            found = measurement.starts(launcher, start) if measurement.starts else start()
+        except _Unfinished as unfinished:
+            if not asked:
+                print(f"ddp-bp: {measurement.name} did not finish; the first error above says why", file=sys.stderr)
+            return unfinished.exit_code
+        answer(found)
+        return 0
+
+
+class _Unfinished(Exception):
+    """Ranks that were started have not answered; they have said why, or were told to stop."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
 
 
 def _run_mpirun(command: list[str], folder: Path, asked: list[str]) -> int:

@@ -69,7 +69,14 @@ EXCHANGE = ExchangeReport(
     copy_bytes_per_second=20e9,
     sizes=[
         SizeResult(
-            65536, 55, [Contender("ddp_bp", 12e-6, 1.0, 5.4e9, 0.54), Contender("gloo", 1.2e-3, 0.01, 5.4e7, 0.0054)]
+            65536,
+            55,
+            "ring",
+            [
+                Contender("ddp_bp", 12e-6, 1.0, 5.4e9, 0.54),
+                Contender("gloo", 1.2e-3, 0.01, 5.4e7, 0.0054),
+                Contender("MPI", 24e-6, 0.5, 2.7e9, 0.27),
+            ],
         )
     ],
     update=UpdateResult(20_000_000, 640_000_000, 0.04, 0.8),
@@ -113,6 +120,7 @@ def test_the_table_of_the_exchange(capsys: pytest.CaptureFixture[str]) -> None:
     assert cells(lines[3]) == ["size", "sum by", "time", "ddp_bp / it", "bus bandwidth", "of copying"]
     assert cells(lines[4]) == ["64 KiB", "ddp_bp", "12 us", "-", "5.4 GB/s", "54.0%"]
     assert cells(lines[5]) == ["64 KiB", "gloo", "1.2 ms", "0.01", "54.0 MB/s", "0.5%"]
+    assert cells(lines[6]) == ["64 KiB", "MPI (ring)", "24 us", "0.5", "2.7 GB/s", "27.0%"]
     assert lines[-1] == (
         "reduce + Adam, 20 M parameters: 40 ms for 640.0 MB that must move, 80.0% of the bandwidth of copying"
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from support import REPOSITORY
 
+from ddp_bp.bench.allreduce import ALGORITHMS
+
 pytestmark = pytest.mark.mpi
 
 EXCHANGE = ("bench", "exchange", "--sizes", "4KiB,100KiB", "--repeats", 2, "--parameters", 5000, "--cache", "64KiB")
@@ -36,16 +38,18 @@ def test_exchange(run_ddp_bp, without_torch: dict[str, str]) -> None:
     assert [size["num_bytes"] for size in report["sizes"]] == [4096, 102400]
     assert ways(report) == [["ddp_bp", "MPI"]] * 2
     assert report["update"]["bytes_moved"] == 5000 * 4 * 9
+    assert {size["algorithm"] for size in report["sizes"]} <= ALGORITHMS.keys()
 
 
 @pytest.mark.parity
 def test_exchange_beside_gloo(run_ddp_bp) -> None:
-    result = run_ddp_bp(*EXCHANGE, "--json")
+    result = run_ddp_bp(*EXCHANGE, "--allreduce", "default", "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["world_size"] == 2, "two are the default"
     assert report["torch"].startswith("2.")
     assert ways(report) == [["ddp_bp", "MPI", "gloo"]] * 2
+    assert {size["algorithm"] for size in report["sizes"]} == {"its own choice"}
 
 
 @pytest.mark.parity
