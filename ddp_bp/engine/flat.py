@@ -6,13 +6,13 @@ modules nor optimizers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddp_bp.engine.graph import Leaf, Version
+from ddp_bp.engine.graph import Leaf, Version, leaf_watch
 from ddp_bp.engine.ops.operation import Array
 from ddp_bp.engine.tensor import Parameter
 from ddp_bp.errors import DtypeError, InputError, ShapeError
@@ -118,13 +118,21 @@ class FlatParameters:
     def finish_gradient(self) -> Array:
         """The bound gradient (P,), complete: zero where a parameter received none, and copied in where it was set."""
         for parameter, view in zip(self.parameters, self._gradient_views, strict=True):
-            leaf = parameter._node
-            gradient = leaf.grad if type(leaf) is Leaf else None
-            if gradient is None:
-                view.fill(0)
-            elif gradient is not view:
-                np.copyto(view, gradient)
+            _finish(parameter, view)
         return self.gradient
+
+    @contextmanager
+    def reporting(self, report: Callable[[int, int], None]) -> Iterator[None]:
+        """Within the block, `report(lo, hi)` is called as soon as elements [lo, hi) of the bound gradient are final.
+
+        It is called in the middle of a backward call, once for each parameter, in the order in which their gradients
+        come to their end; not for one whose gradient depends on a path that backward turns out not to take.
+        """
+        token = leaf_watch.set(_Reporter(self, report))
+        try:
+            yield
+        finally:
+            leaf_watch.reset(token)
 
     def suspend(self) -> tuple[Array, list[Array | None]]:
         """Where gradients go at present, and how far they have come, for `resume` to go on from."""
@@ -208,6 +216,41 @@ class FlatParameters:
             raise ShapeError(
                 f"the {what} has shape {vector.shape}; it takes a writable, contiguous ({self.size},) vector"
             )
+
+
+class _Reporter:
+    """Turns leaves into ranges of the gradient."""
+
+    def __init__(self, flat: FlatParameters, report: Callable[[int, int], None]) -> None:
+        self._flat, self._report = flat, report
+        leaves = [parameter._node for parameter in flat.parameters]
+        self._positions = {leaf: position for position, leaf in enumerate(leaves) if type(leaf) is Leaf}
+
+    def begin(self, leaves: Collection[Leaf]) -> None:
+        reached = {self._positions.get(leaf) for leaf in leaves}
+        for position in range(len(self._flat.parameters)):
+            if position not in reached:
+                self._finish(position)
+
+    def complete(self, leaf: Leaf) -> None:
+        position = self._positions.get(leaf)
+        if position is not None:
+            self._finish(position)
+
+    def _finish(self, position: int) -> None:
+        _finish(self._flat.parameters[position], self._flat._gradient_views[position])
+        slot = self._flat.slots[position]
+        self._report(slot.offset, slot.offset + slot.size)
+
+
+def _finish(parameter: Parameter, view: Array) -> None:
+    """Zero where the parameter received no gradient, and copied in where it was set."""
+    leaf = parameter._node
+    gradient = leaf.grad if type(leaf) is Leaf else None
+    if gradient is None:
+        view.fill(0)
+    elif gradient is not view:
+        np.copyto(view, gradient)
 
 
 def _distinct(named_parameters: Iterable[tuple[str, Parameter] | Parameter]) -> list[tuple[str, Parameter]]:

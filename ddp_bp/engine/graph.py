@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from heapq import heappop, heappush
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -32,6 +32,20 @@ _next_number = itertools.count(1).__next__
 Version: TypeAlias = list[int]
 
 Edge: TypeAlias = "Node | Leaf | None"
+
+
+class LeafWatch(Protocol):
+    """Is told by a backward call when gradients have come to their end, while that goes on with others."""
+
+    def begin(self, leaves: Collection[Leaf]) -> None:
+        """These leaves may be reached; all others receive nothing."""
+
+    def complete(self, leaf: Leaf) -> None:
+        """Nothing more will be added to the gradient of `leaf`."""
+
+
+# Who watches the backward calls of this thread, if anybody.
+leaf_watch: ContextVar[LeafWatch | None] = ContextVar("leaf_watch", default=None)
 
 
 @contextmanager
@@ -132,6 +146,7 @@ def _homes(node: Node, edges: tuple[Edge, ...]) -> list[Array | None]:
 def run_backward(root: Edge, gradient: Array, retain_graph: bool) -> None:
     """Sends `gradient`, of the root value's shape and dtype, back through the graph into its leaves.
 
+    Whoever is the `leaf_watch` hears of leaves that are complete; without one, nothing is counted.
     Gradients on the way are dropped as soon as they have been passed on, and so are the nodes without `retain_graph`.
     Raises GraphError at a node that is freed already or reads a value changed since.
     """
@@ -143,6 +158,10 @@ def run_backward(root: Edge, gradient: Array, retain_graph: bool) -> None:
     # Per node: itself, its gradient so far, and whether that array is ours to add into.
     pending: dict[int, tuple[Node, Array, bool]] = {root.sequence: (root, gradient, False)}
     order = [-root.sequence]
+    watch = leaf_watch.get()
+    uses = _count_uses(root) if watch is not None else {}
+    if watch is not None:
+        watch.begin(uses.keys())
     while order:
         node, gradient, _ = pending.pop(-heappop(order))
         edges = node.check()
@@ -174,6 +193,27 @@ def run_backward(root: Edge, gradient: Array, retain_graph: bool) -> None:
                 np.add(entry[1], contribution, out=entry[1])
             else:
                 pending[sequence] = (edge, np.asarray(entry[1] + contribution), True)
+        if watch is not None:
+            for leaf in edges:
+                if type(leaf) is Leaf:
+                    uses[leaf] -= 1
+                    if uses[leaf] == 0:
+                        watch.complete(leaf)
+
+
+def _count_uses(root: Node) -> dict[Leaf, int]:
+    """How many edges lead to each leaf that can be reached from `root`."""
+    uses: dict[Leaf, int] = {}
+    seen = {root.sequence}
+    waiting = [root]
+    while waiting:
+        for edge in waiting.pop().edges or ():
+            if type(edge) is Leaf:
+                uses[edge] = uses.get(edge, 0) + 1
+            elif isinstance(edge, Node) and edge.sequence not in seen:
+                seen.add(edge.sequence)
+                waiting.append(edge)
+    return uses
 
 
 def root_gradient(shape: tuple[int, ...], dtype: np.dtype[Any], gradient: object) -> Array:

@@ -197,6 +197,13 @@ def _places(values: Sequence[int], wanted: int) -> tuple[int, ...]:
     return tuple(place for place, value in enumerate(values) if value == wanted)
 
 
+def check_layout(communicator: Communicator, layout: int) -> None:
+    """Raise DisagreementError on every rank alike unless all have the same 64-bit `layout`. Collective."""
+    layouts = np.empty((communicator.size, 1), np.uint64)
+    communicator.allgather(np.array([layout], np.uint64), layouts)
+    _check_alike("parameter layout or settings", layouts[:, 0].tolist())
+
+
 def _check_alike(meaning: str, values: Sequence[int]) -> None:
     if values.count(values[0]) != len(values):
         got = ", ".join(f"rank {rank}: {value:#x}" for rank, value in enumerate(values))

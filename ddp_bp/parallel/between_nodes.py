@@ -14,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ddp_bp.parallel.communicator import Array, Bounds, Communicator
-from ddp_bp.parallel.membership import clip_bounds, slice_bounds
+from ddp_bp.parallel.membership import clip_bounds, split_range
 from ddp_bp.parallel.nodes import Nodes
 from ddp_bp.parallel.tree import Node, merged_nodes
 from ddp_bp.parallel.walk import BLOCK_ELEMENTS, Walk
+
+Message = tuple[int, Array]
+"""A rank, and what is sent to it or comes from it."""
 
 
 class BetweenNodes:
@@ -32,23 +35,25 @@ class BetweenNodes:
         partials: Sequence[Array],
         num_shards: int,
         dtype: npt.DTypeLike,
+        bounds: Bounds | None = None,
     ) -> None:
         """Vectors are (N,) of `dtype`.
 
         Args:
             slices: by rank, what it updates.
+            bounds: the elements [lo, hi) that are exchanged at all; by default all of them.
             tree_nodes: by node, the tree nodes that the partials of its ranks stand for.
             partials: the partials of all ranks of this node, in the order of `tree_nodes`.
         """
         self._communicator, self._partials, self._slices = communicator, partials, slices
-        num_elements = max(hi for _, hi in slices)
+        bounds = bounds or (0, max(hi for _, hi in slices))
         rank = communicator.rank
         own = nodes.node_of_rank[rank]
         self._others = [number for number in range(len(nodes.ranks)) if number != own]
         self._nodes = nodes
         self._parts: dict[int, Bounds] = {}
         for ranks in nodes.ranks:
-            self._parts.update(zip(ranks, slice_bounds(num_elements, len(ranks)), strict=True))
+            self._parts.update(zip(ranks, split_range(bounds, len(ranks)), strict=True))
         lo, hi = self._parts[rank]
         self._walk = Walk(tree_nodes[own], num_shards, hi - lo, dtype)
         num_sums = len(merged_nodes(tree_nodes[own], num_shards))
@@ -69,32 +74,37 @@ class BetweenNodes:
         ]
         """The sums of other nodes over this rank's slice, with the tree nodes that they stand for."""
         vectors, start = (self._sums, lo) if self._walk.has_sums else (list(partials), 0)
-        self._sends = [
+        self.sends = [
             (other, vector[a - start : b - start])
             for other, a, b in self._meetings(lo, hi, slices)
             for vector in vectors
         ]
-        self._receives = [
+        """What `send_partials` sends, once `sum_away` has been called, and to which ranks."""
+        self.receives = [
             (other, array[a - mine[0] : b - mine[0]])
             for other, a, b in self._meetings(*mine, self._parts)
             for array in self._received[nodes.node_of_rank[other]]
         ]
+        """Where it comes in, and from which ranks."""
 
     def send_partials(self) -> None:
         """Fill `incoming`, and that of all others. Collective."""
-        if self._walk.has_sums:
-            self._sum_away()
-        self._communicator.exchange(self._sends, self._receives)
+        self.sum_away()
+        self._communicator.exchange(self.sends, self.receives)
 
     def send_results(self, array: Array, offset: int) -> None:
         """Tell the other nodes this rank's slice of `array` (n,), elements [offset, offset + n). Collective."""
+        self._communicator.exchange(*self.results(array, offset))
+
+    def results(self, array: Array, offset: int = 0) -> tuple[list[Message], list[Message]]:
+        """What `send_results` sends and receives."""
         rank = self._communicator.rank
 
-        def pieces(own: Bounds, theirs: Sequence[Bounds] | dict[int, Bounds]) -> list[tuple[int, Array]]:
+        def pieces(own: Bounds, theirs: Sequence[Bounds] | dict[int, Bounds]) -> list[Message]:
             met = [(other, clip_bounds((a, b), offset, array.size)) for other, a, b in self._meetings(*own, theirs)]
             return [(other, array[a:b]) for other, (a, b) in met if a < b]
 
-        self._communicator.exchange(pieces(self._slices[rank], self._parts), pieces(self._parts[rank], self._slices))
+        return pieces(self._slices[rank], self._parts), pieces(self._parts[rank], self._slices)
 
     def _meetings(
         self, lo: int, hi: int, theirs: Sequence[Bounds] | dict[int, Bounds]
@@ -106,8 +116,10 @@ class BetweenNodes:
                 if a < b:
                     yield other, a, b
 
-    def _sum_away(self) -> None:
-        """Sum this node's partials over the elements of this rank's part that other nodes update."""
+    def sum_away(self) -> None:
+        """Sum this node's partials over the elements of this rank's part that other nodes update. Not collective."""
+        if not self._walk.has_sums:
+            return
         lo, _ = self._parts[self._communicator.rank]
         for first, last in self._away:
             for start in range(first, last, BLOCK_ELEMENTS):

@@ -1,7 +1,8 @@
 """What the rest of the package may ask of a group of ranks.
 
 One strategy a file: `mpi`, `single` (one process) and `threads` (ranks as threads of one process, for tests). All pass
-the same conformance suite. The verbs keep their MPI names; every method except `abort` and `close` is collective.
+the same conformance suite. The verbs keep their MPI names; every method except `abort`,
+`revoke` and `close` is collective.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ class Communicator(Protocol):
     def can_lose_ranks(self) -> bool:
         """Whether the others can go on when one of several ranks dies. The same on all ranks."""
 
+    @property
+    def allows_threads(self) -> bool:
+        """Whether another thread of each process may use another communicator at the same time."""
+
     def barrier(self) -> None:
         """Return on every rank once all have called it."""
 
@@ -57,6 +62,18 @@ class Communicator(Protocol):
 
     def first_ranks(self, count: int) -> Communicator | None:
         """A communicator of its own for ranks 0 to `count` - 1, which they must close; None on the others."""
+
+    def duplicate(self) -> Communicator:
+        """A communicator of the same ranks, which they must close, for another thread of each of them.
+
+        Whoever waits on it leaves the processor to those who compute.
+        """
+
+    def revoke(self) -> None:
+        """Have every call of any rank on this communicator end with PeerLostError, from now on. Not collective.
+
+        Without effect where `can_lose_ranks` is false: then all ranks end when one dies.
+        """
 
     def survivors(self) -> tuple[Communicator, tuple[int, ...]]:
         """After a PeerLostError: a communicator of the ranks that live, in their order, and their numbers in this one.

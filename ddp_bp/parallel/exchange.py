@@ -22,7 +22,29 @@ from ddp_bp.parallel.walk import Walk, total_of
 TakeBlock = Callable[[int, int, Array], None]
 
 
-class Exchange:
+class Ownership:
+    """Which elements of a vector (N,) each rank updates: its slice.
+
+    The nodes have a range each, or every node has all elements, and then updates a copy of its own.
+    """
+
+    def __init__(self, communicator: Communicator, nodes: Nodes, ranges: Sequence[Bounds]) -> None:
+        rank = communicator.rank
+        self.ranges = tuple(ranges)
+        """By node, the elements [lo, hi) of the vector that its ranks update."""
+        self.slices = slices_by_rank(nodes, self.ranges)
+        """By rank, its slice [lo, hi)."""
+        self.bounds: Bounds = self.slices[rank]
+        """The slice [lo, hi) of the vector that is this rank's."""
+        self.longest_slice = max(last - first for first, last in self.slices)
+        """Elements of the longest slice of any rank."""
+        self.is_copied = len(self.ranges) > 1 and len(set(self.ranges)) == 1 and self.ranges[0][0] < self.ranges[0][1]
+        """Whether every node updates all elements."""
+        self.is_first_copy = not self.is_copied or nodes.node_of_rank[rank] == 0
+        """Whether no rank with a lower number updates what this one does."""
+
+
+class Exchange(Ownership):
     """Sums and publishes vectors (N,) over all ranks. Construct and call on all ranks alike."""
 
     def __init__(
@@ -39,25 +61,21 @@ class Exchange:
         """Sums what `holdings` say of all nodes.
 
         Args:
-            ranges: by node, which elements its ranks update; by default in proportion to the number of ranks.
+            ranges: by node, which elements its ranks update; by default in proportion to the number of ranks. If each
+                node has all of them, only sums are exchanged, and no results.
             pending: which elements are summed at all; by default all of them.
         """
         self._communicator = communicator
-        rank = communicator.rank
-        self.ranges = tuple(ranges or node_ranges(num_elements, [len(ranks) for ranks in nodes.ranks]))
-        """By node, the elements [lo, hi) of the vector that its ranks update."""
-        slices = slices_by_rank(nodes, self.ranges)
-        self.bounds: Bounds = slices[rank]
-        """The slice [lo, hi) of the vector that is this rank's."""
-        self.longest_slice = max(last - first for first, last in slices)
-        """Elements of the longest slice of any rank."""
+        super().__init__(
+            communicator, nodes, ranges or node_ranges(num_elements, [len(ranks) for ranks in nodes.ranks])
+        )
         lo, hi = self.bounds
-        number = nodes.node_of_rank[rank]
+        number = nodes.node_of_rank[communicator.rank]
         walked = [(node, vector, 0) for node, vector in zip(holdings.tree_nodes[number], holdings.vectors, strict=True)]
         self._between = None
         if len(nodes.ranks) > 1:
             self._between = BetweenNodes(
-                communicator, nodes, slices, holdings.tree_nodes, holdings.vectors, num_shards, holdings.dtype
+                communicator, nodes, self.slices, holdings.tree_nodes, holdings.vectors, num_shards, holdings.dtype
             )
             walked += [(node, vector, lo) for node, vector in self._between.incoming]
         walked.sort(key=lambda entry: entry[0])
@@ -66,6 +84,18 @@ class Exchange:
         # Another rank may have to finish what this one has begun, and then needs all partials.
         keeps = communicator.size > 1
         self._blocks = walk.plan([(vector, origin) for _, vector, origin in walked], own, keeps=keeps)
+
+    def begin(self) -> None:
+        """Nothing to do before all is computed."""
+
+    def release_all(self) -> None:
+        """Nothing to do before all ranks have agreed."""
+
+    def finish(self) -> None:
+        """Nothing has begun."""
+
+    def close(self) -> None:
+        """Nothing to release."""
 
     def reduce(self, take: TakeBlock) -> None:
         """Sum the partials of all ranks, once they have agreed that these are complete. Collective.
@@ -106,5 +136,5 @@ class Exchange:
         `array` (n,), of any dtype, is shared by the ranks of the node and stands for elements [offset, offset + n) of
         the vector.
         """
-        if self._between is not None:
+        if self._between is not None and not self.is_copied:
             self._between.send_results(array, offset)

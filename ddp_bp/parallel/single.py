@@ -17,6 +17,7 @@ class SingleCommunicator:
     rank = 0
     size = 1
     can_lose_ranks = False
+    allows_threads = True
 
     def barrier(self) -> None:
         """Nothing to wait for."""
@@ -41,6 +42,12 @@ class SingleCommunicator:
     def first_ranks(self, count: int) -> Communicator | None:
         check_count(count, 1)
         return SingleCommunicator()
+
+    def duplicate(self) -> Communicator:
+        return SingleCommunicator()
+
+    def revoke(self) -> None:
+        """Nobody else is there."""
 
     def survivors(self) -> tuple[Communicator, tuple[int, ...]]:
         return self, (0,)

@@ -27,6 +27,7 @@ class _Board:
     """What the threads share: one slot a rank, and a barrier to separate writing from reading.
 
     `dead` and `leaving` are the ranks that died, and those that wait in `survivors` for a board of their own.
+    `duplicates` are boards of the same ranks, on which who dies here is dead as well.
     """
 
     def __init__(self, size: int, deadline_seconds: float, over: threading.Event | None = None) -> None:
@@ -38,6 +39,8 @@ class _Board:
         self.changed = threading.Condition()
         self.dead: set[int] = set()
         self.leaving: set[int] = set()
+        self.is_revoked = False
+        self.duplicates: list[_Board] = []
         self.next: tuple[_Board, tuple[int, ...]] | None = None
 
     def bury(self, rank: int) -> None:
@@ -46,7 +49,9 @@ class _Board:
             self.dead.add(rank)
             self.barrier.abort()
             self.changed.notify_all()
-            following = self.next
+            following, duplicates = self.next, list(self.duplicates)
+        for duplicate in duplicates:
+            duplicate.bury(rank)
         if following is not None and rank in following[1]:
             following[0].bury(following[1].index(rank))
 
@@ -78,6 +83,7 @@ class ThreadCommunicator:
         self.rank = rank
         self.size = board.size
         self.can_lose_ranks = True
+        self.allows_threads = True
 
     def barrier(self) -> None:
         if self.rank in self._board.dead:
@@ -85,7 +91,7 @@ class ThreadCommunicator:
         try:
             self._board.barrier.wait(self._board.deadline_seconds)
         except threading.BrokenBarrierError:
-            if self._board.dead or self._board.leaving:
+            if self._board.dead or self._board.leaving or self._board.is_revoked:
                 raise PeerLostError(f"rank {self.rank} of {self.size}: another rank has died") from None
             raise DeadlineError(
                 f"rank {self.rank} of {self.size}: another rank failed or stayed away "
@@ -135,6 +141,22 @@ class ThreadCommunicator:
         board = self._share(own)[0]
         self.barrier()
         return ThreadCommunicator(board, self.rank) if self.rank < count else None
+
+    def duplicate(self) -> Communicator:
+        own = _Board(self.size, self._board.deadline_seconds, self._board.over) if self.rank == 0 else None
+        board = self._share(own)[0]
+        if self.rank == 0:
+            with self._board.changed:
+                self._board.duplicates.append(board)
+                dead = set(self._board.dead)
+            for rank in dead:
+                board.bury(rank)
+        self.barrier()
+        return ThreadCommunicator(board, self.rank)
+
+    def revoke(self) -> None:
+        self._board.is_revoked = True
+        self._board.barrier.abort()
 
     def survivors(self) -> tuple[Communicator, tuple[int, ...]]:
         if self.rank in self._board.dead:

@@ -140,9 +140,19 @@ class ExchangeSection(Section, frozen=True, kw_only=True):
 
     algorithm: "auto" sums gradients where they lie if ranks can share memory, and sends messages between nodes;
         "messages" does as if no two ranks could.
+    overlap: whether gradients cross between nodes while backward goes on: "auto" where a measurement at the start says
+        that it pays.
+    bucket_bytes: how large the pieces are then; 0: as the measurement says.
     """
 
     algorithm: Literal["auto", "messages"] = "auto"
+    overlap: Literal["auto", "on", "off"] = "auto"
+    bucket_bytes: Count = 0
+
+    def conflicts(self) -> list[str]:
+        if self.bucket_bytes and self.overlap == "off":
+            return [f"exchange.bucket_bytes: expected none with exchange.overlap = 'off', got {self.bucket_bytes}"]
+        return []
 
 
 class CoordinatorSection(Section, frozen=True, kw_only=True):

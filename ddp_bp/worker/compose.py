@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from ddp_bp.data.batches import Batches
 from ddp_bp.engine.buffers import Buffers
+from ddp_bp.parallel.agreement import check_layout
 from ddp_bp.parallel.arena import Arena
+from ddp_bp.parallel.bucket_choice import choose_buckets
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.worker.assemble import Job
@@ -34,6 +36,8 @@ def compose(
     buffers = Buffers(job.objective.model.named_buffers())
     alone = recipe.exchange.algorithm == "messages"
     nodes = Nodes(list(range(communicator.size))) if alone else find_nodes(communicator)
+    # Before anything is sent whose size follows from the parameters.
+    check_layout(communicator, job.layout)
     average, moves = place_state(
         Arena(communicator, nodes), job.parameters, job.optimizer, buffers, recipe.train.ema_decay
     )
@@ -52,6 +56,14 @@ def compose(
         clip_value=recipe.optimizer.clip_value,
         audit=recipe.fault.audit,
         compare_every_steps=recipe.fault.compare_every_steps,
+        buckets=choose_buckets(
+            communicator,
+            nodes,
+            job.parameters.size,
+            job.parameters.dtype.itemsize,
+            recipe.exchange.overlap,
+            recipe.exchange.bucket_bytes,
+        ),
     )
     return around(build_team(trained, communicator, nodes), job)
 
@@ -65,7 +77,7 @@ def around(team: Team, job: Job) -> Composition:
         trained.optimizer,
         trained.buffers,
         trained.average,
-        team.exchange.bounds,
+        team.saved_bounds,
         communicator.rank,
     )
     evaluation = None

@@ -39,6 +39,11 @@ def warn(text: str) -> None:
     print(f"ddp-bp: warning: {text}", file=sys.stderr, flush=True)
 
 
+def note(text: str) -> None:
+    """Tell the user something that needs no attention, on one of the ranks."""
+    print(f"ddp-bp: {text}", file=sys.stderr, flush=True)
+
+
 def raise_together(verdict: Verdict, failure: BaseException | None, where: str) -> None:
     """Raise what the ranks agreed on: RankFailure on one that failed, and has shown why; RemoteError on the others."""
     if failure is not None:

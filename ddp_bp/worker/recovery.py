@@ -79,6 +79,8 @@ class Recovery:
             NodeLostError: on all ranks that are left, if of some node none is.
             RankFailure: on a rank whose computation raised; RemoteError on the others.
         """
+        # What this rank still exchanges in the background ends, and with it what others wait for there.
+        self._base.exchange.close()
         while True:
             self._communicator, numbers = self._communicator.survivors()
             self.identities = tuple(self.identities[number] for number in numbers)
@@ -102,6 +104,7 @@ class Recovery:
         self._adopt(self._candidate, self.generation + 1)
 
     def _adopt(self, candidate: tuple[Team, tuple[int, ...]], generation: int) -> None:
+        self._base.exchange.close()
         self._base, self._base_identities = candidate
         self.generation, self._candidate = generation, None
 

@@ -27,7 +27,7 @@ from ddp_bp.worker.activity import Activity, thread_stacks
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import SILENCE_SECONDS, Checkpointing
 from ddp_bp.worker.compose import around, compose
-from ddp_bp.worker.failures import RankFailure, print_failure, together, warn
+from ddp_bp.worker.failures import RankFailure, note, print_failure, together, warn
 from ddp_bp.worker.ledger import Ledger
 from ddp_bp.worker.link import CoordinatorLink
 from ddp_bp.worker.loop import Equipment, Outcome, TrainingLoop
@@ -115,6 +115,8 @@ class _Run:
         self._generation = self._num_recoveries = 0
         clock = PhaseClock(PHASE_BUCKETS_SECONDS)
         self._composed = compose(communicator, job, clock, self._show_failure)
+        if communicator.rank == 0 and (line := self._composed.team.trained.buckets.line):
+            note(line)
         if settings.resumes:
             self._progress, chain = restore(communicator, job, self._composed.snapshot, settings.checkpoint)
         else:

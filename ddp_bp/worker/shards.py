@@ -26,6 +26,7 @@ from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.membership import shard_run
 from ddp_bp.parallel.tree import maximal_nodes, merge_counts
 from ddp_bp.worker.digest import full_digest, result_digest
+from ddp_bp.worker.early import EarlyCarry
 from ddp_bp.worker.lockstep import LockStep, Turn
 from ddp_bp.worker.objective import Objective
 from ddp_bp.worker.phases import Phase, PhaseClock
@@ -96,15 +97,19 @@ class ShardComputation:
         communicator: Communicator,
         clock: PhaseClock,
         stack: Sequence[Array],
+        early: EarlyCarry | None = None,
     ) -> None:
-        """`stack`: vectors (P + B,) for this rank's partials, the lowest ones for those that are left in the end."""
+        """`stack`: vectors (P + B,) for this rank's partials, the lowest ones for those that are left in the end.
+
+        `early`: who exchanges buckets of them before all is complete.
+        """
         self._objective, self._batches = objective, batches
         self._parameters, self._buffers = parameters, buffers
         self._agreement, self._clock = agreement, clock
         num_shards = batches.plan.num_shards
         self._shards = shard_run(num_shards, communicator.size, communicator.rank)
         self._merges = merge_counts([(shard, shard + 1) for shard in self._shards], num_shards)
-        self._lockstep = None
+        self._lockstep, self._early = None, early
         self._partials = [Partial(vector, parameters.size) for vector in stack]
         if num_shards > 1 and any(module.sums_over_shards for module in objective.model.modules()):
             self._lockstep = LockStep(communicator, num_shards, parameters, buffers, clock)
@@ -119,6 +124,7 @@ class ShardComputation:
         self.full_digests: dict[int, int] = {}
         """Of its last step: the full digests of those of its shards for which they were asked for."""
         self._digested: Collection[int] = ()
+        self._step = 0
         self._aside: Partial | None = None
 
     def compute(self, step: int, digested: Collection[int] = ()) -> bool:
@@ -132,6 +138,7 @@ class ShardComputation:
         Returns whether the partials are there: False if another rank has raised.
         """
         self._agreement.reset()
+        self._step = step
         self.num_own_samples = 0
         self._digested = digested
         self.full_digests.clear()
@@ -183,16 +190,38 @@ class ShardComputation:
         """Sums the shards as a binary counter does; `computed(index, place)`: the partial of one, at `place`."""
         stack: list[Array] = []
         for index, num_merges in enumerate(self._merges):
-            stack.append(computed(index, len(stack)).vector)
-            for _ in range(num_merges):
-                right = stack.pop()
-                stack[-1] += right
+            if self._carries_early(index):
+                self._carry_early(index, num_merges, stack)
+            else:
+                stack.append(computed(index, len(stack)).vector)
+                for _ in range(num_merges):
+                    right = stack.pop()
+                    stack[-1] += right
             self._clock.lap(Phase.EXCHANGE)
 
-    def _compute_shard(self, step: int, index: int, into: Partial, turn: Turn | None = None) -> Partial:
+    def _carries_early(self, index: int) -> bool:
+        return self._early is not None and self._lockstep is None and index == len(self._shards) - 1
+
+    def _carry_early(self, index: int, num_merges: int, stack: Sequence[Array]) -> None:
+        """Compute the last shard, and sum it bucket by bucket."""
+        assert self._early is not None
+        into = self._partials[len(stack)]
+        vectors = [into.vector, *reversed(stack)]
+        self._early.begin([(vectors[number + 1], vectors[number]) for number in range(num_merges)])
+        self._compute_shard(step=self._step, index=index, into=into, report=self._early.report)
+        self._early.finish()
+
+    def _compute_shard(
+        self,
+        step: int,
+        index: int,
+        into: Partial,
+        turn: Turn | None = None,
+        report: Callable[[int, int], None] | None = None,
+    ) -> Partial:
         """One shard of this rank's, and what is known of it into the agreement's row; see `_run_shard`."""
         shard = self._shards[index]
-        result, num_samples = self._run_shard(step, shard, into, turn)
+        result, num_samples = self._run_shard(step, shard, into, turn, report)
         self.num_own_samples += num_samples
         self._agreement.report_shard(
             index,
@@ -207,10 +236,18 @@ class ShardComputation:
             self.full_digests[shard] = result.full_digest(into.vector)
         return into
 
-    def _run_shard(self, step: int, shard: int, into: Partial, turn: Turn | None = None) -> tuple[ShardResult, int]:
+    def _run_shard(
+        self,
+        step: int,
+        shard: int,
+        into: Partial,
+        turn: Turn | None = None,
+        report: Callable[[int, int], None] | None = None,
+    ) -> tuple[ShardResult, int]:
         """Forward and backward of one shard, and its number of samples.
 
-        `turn`: where it can ask for sums over all shards.
+        `turn`: where it can ask for sums over all shards. `report(lo, hi)` is called during backward whenever elements
+        [lo, hi) of `into` have been completed.
         """
         batch = self._batches.load(step, shard)
         self._clock.lap(Phase.DATA_WAIT)
@@ -224,7 +261,8 @@ class ShardComputation:
             self._clock.lap(Phase.FORWARD)
             if turn is not None:
                 turn.phase = Phase.BACKWARD
-            total.loss.backward()
+            with self._parameters.reporting(report) if report is not None else nullcontext():
+                total.loss.backward()
         self._parameters.finish_gradient()
         self._buffers.moves(into.moves)
         self._clock.lap(Phase.BACKWARD)

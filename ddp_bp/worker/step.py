@@ -1,7 +1,8 @@
 """One training step, whole: compute, agree, reduce and update. This is the page to read first.
 
 A rank computes its shards and sums their gradients by carry, as a binary counter does, so that it holds one partial per
-maximal node of the reduction tree (`shards`). All ranks agree that everyone is ready (`parallel.agreement`). Then each
+maximal node of the reduction tree (`shards`). Between nodes, buckets of them may be exchanged while the last backward
+pass goes on (`parallel.bucket_exchange`). All ranks agree that everyone is ready (`parallel.agreement`). Then each
 rank sums its slice of all partials along the tree (`parallel.exchange`), divides by the true number of samples, and
 lets the optimizer update that slice (`update`). No sum depends on who computed what, so the bits are the same for any
 number of ranks.
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from ddp_bp.data import ShardPlan
 from ddp_bp.errors import PeerLostError
 from ddp_bp.parallel.agreement import Agreement, Status, Verdict
+from ddp_bp.parallel.bucket_exchange import BucketExchange
+from ddp_bp.parallel.exchange import Exchange
 from ddp_bp.parallel.journal import Journal, Stage
 from ddp_bp.worker.audit import Audit
 from ddp_bp.worker.comparison import Comparison
@@ -55,6 +58,7 @@ class TrainingStep:
         shards: ShardComputation,
         audit: Audit,
         comparison: Comparison,
+        exchange: Exchange | BucketExchange,
         update: Update,
         agreement: Agreement,
         journal: Journal,
@@ -62,7 +66,7 @@ class TrainingStep:
         on_failure: Callable[[BaseException, int], None],
     ) -> None:
         """`on_failure(error, step)` shows a rank's own error before the others stop."""
-        self._plan, self._shards, self._update = plan, shards, update
+        self._plan, self._shards, self._exchange, self._update = plan, shards, exchange, update
         self.audit, self.comparison = audit, comparison
         self._agreement, self._journal, self._clock = agreement, journal, clock
         self._on_failure = on_failure
@@ -86,7 +90,9 @@ class TrainingStep:
         """
         self._clock.start()
         self._journal.note(step, Stage.COMPUTING)
+        self._exchange.begin()
         failure = self._compute(step)
+        self._exchange.release_all()
         self._agreement.prepare(
             step,
             status=Status.FAILED if failure else Status.READY,
@@ -96,6 +102,7 @@ class TrainingStep:
         self._journal.note(step, Stage.READY)
         verdict = self._agreement.conclude()
         self._clock.lap(Phase.RANK_WAIT)
+        self._exchange.finish()
         raise_together(verdict, failure, f"at step {step}")
         self.audit.compare(step)
         self.comparison.run_if_due(step)

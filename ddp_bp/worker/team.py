@@ -15,6 +15,9 @@ from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.optim import ExponentialMovingAverage, Optimizer
 from ddp_bp.parallel.agreement import Agreement, Verdict, row_size
 from ddp_bp.parallel.arena import Arena
+from ddp_bp.parallel.bucket_choice import NO_BUCKETS, BucketChoice
+from ddp_bp.parallel.bucket_exchange import BucketExchange
+from ddp_bp.parallel.buckets import cut_buckets
 from ddp_bp.parallel.communicator import Array, Bounds, Communicator
 from ddp_bp.parallel.exchange import Exchange
 from ddp_bp.parallel.holdings import Holdings, of_shard_runs
@@ -22,6 +25,7 @@ from ddp_bp.parallel.journal import Journal, Stage
 from ddp_bp.parallel.nodes import Nodes
 from ddp_bp.worker.audit import Audit
 from ddp_bp.worker.comparison import Comparison
+from ddp_bp.worker.early import EarlyCarry
 from ddp_bp.worker.objective import Objective
 from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.shards import ShardComputation
@@ -36,6 +40,7 @@ class Trained:
 
     layout: a fingerprint of what must be equal on all ranks. audit: the fraction of shards that are computed twice.
     compare_every_steps: after how many steps ranks compare what they hold; 0: never.
+    buckets: how gradients are exchanged between nodes.
     on_failure: shows a rank's own error, given the step, before the others stop.
     """
 
@@ -53,6 +58,7 @@ class Trained:
     clip_value: float | None = None
     audit: float = 0.0
     compare_every_steps: int = 0
+    buckets: BucketChoice = NO_BUCKETS
 
     @property
     def plan(self) -> ShardPlan:
@@ -76,13 +82,19 @@ class Team:
     communicator: Communicator
     nodes: Nodes
     holdings: Holdings
-    exchange: Exchange
+    exchange: Exchange | BucketExchange
     journal: Journal
     update: Update
     shards: ShardComputation
     step: TrainingStep
     verdict: Verdict | None = None
     pending: tuple[Bounds, ...] | None = None
+
+    @property
+    def saved_bounds(self) -> Bounds:
+        """The elements [lo, hi) of the state that this rank hands in for a checkpoint."""
+        lo, hi = self.exchange.bounds
+        return (lo, hi) if self.exchange.is_first_copy else (lo, lo)
 
 
 def place_state(
@@ -110,11 +122,14 @@ def build_team(
 ) -> Team:
     """A team that takes steps, `num_steps` of which have been committed. Collective.
 
-    `ranges`: by node, which elements its ranks update; by default in proportion to their number.
+    `ranges`: by node, which elements its ranks update; by default in proportion to their number. With `trained.buckets`
+    every node updates all.
     """
     arena, plan = Arena(communicator, nodes), trained.plan
     stack, holdings = of_shard_runs(arena, trained.vector_size, plan.num_shards, trained.parameters.dtype)
-    exchange = Exchange(communicator, nodes, trained.vector_size, plan.num_shards, holdings, ranges=ranges)
+    early, exchange = None, _exchange(trained, arena, holdings, ranges)
+    if isinstance(exchange, BucketExchange):
+        early = EarlyCarry(exchange)
     journal = _journal(trained, arena, exchange, (num_steps - 1, Stage.COMMITTED))
     update = _update(trained, communicator, exchange, journal)
     agreement = Agreement(communicator, plan.num_shards, trained.layout, journal.row)
@@ -127,6 +142,7 @@ def build_team(
         communicator,
         trained.clock,
         stack,
+        early,
     )
     step = TrainingStep(
         plan=plan,
@@ -141,6 +157,7 @@ def build_team(
             trained.average,
             trained.compare_every_steps,
         ),
+        exchange=exchange,
         update=update,
         agreement=agreement,
         journal=journal,
@@ -193,7 +210,26 @@ def build_finishing_team(
     )
 
 
-def _journal(trained: Trained, arena: Arena, exchange: Exchange, position: tuple[int, Stage]) -> Journal:
+def _exchange(
+    trained: Trained, arena: Arena, holdings: Holdings, ranges: Sequence[Bounds] | None
+) -> Exchange | BucketExchange:
+    communicator, nodes, size = arena.communicator, arena.nodes, trained.vector_size
+    if not trained.buckets.num_elements or len(nodes.ranks) == 1:
+        return Exchange(communicator, nodes, size, trained.plan.num_shards, holdings, ranges=ranges)
+    return BucketExchange(
+        communicator,
+        nodes,
+        trained.plan.num_shards,
+        holdings,
+        arena.allocate("totals", size, trained.parameters.dtype),
+        cut_buckets(trained.parameters.size, size, trained.buckets.num_elements),
+        in_background=trained.buckets.in_background,
+    )
+
+
+def _journal(
+    trained: Trained, arena: Arena, exchange: Exchange | BucketExchange, position: tuple[int, Stage]
+) -> Journal:
     return Journal(
         arena,
         row_size(trained.plan.num_shards, arena.communicator.size),
@@ -207,7 +243,7 @@ def _journal(trained: Trained, arena: Arena, exchange: Exchange, position: tuple
 def _update(
     trained: Trained,
     communicator: Communicator,
-    exchange: Exchange,
+    exchange: Exchange | BucketExchange,
     journal: Journal,
     pending: Sequence[Bounds] | None = None,
 ) -> Update:

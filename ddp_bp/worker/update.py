@@ -21,6 +21,7 @@ from ddp_bp.optim import ExponentialMovingAverage, Optimizer
 from ddp_bp.optim.clip import clip_coefficient, clip_value_
 from ddp_bp.optim.layerwise import LayerwiseOptimizer
 from ddp_bp.optim.rows import ROW_ELEMENTS, row_square_sums
+from ddp_bp.parallel.bucket_exchange import BucketExchange
 from ddp_bp.parallel.communicator import Bounds, Communicator
 from ddp_bp.parallel.exchange import Exchange
 from ddp_bp.parallel.journal import Journal, Stage
@@ -40,7 +41,7 @@ class Update:
         parameters: FlatParameters,
         buffers: Buffers,
         optimizer: Optimizer,
-        exchange: Exchange,
+        exchange: Exchange | BucketExchange,
         moves: Array,
         journal: Journal,
         communicator: Communicator,
@@ -81,6 +82,7 @@ class Update:
         `weight`: the number that the loss is averaged over; `num_filled_shards`: how many shards have samples, and so
         take part in the mean of the buffers.
         """
+        exchange = self._exchange
         scale = 1.0 / weight if weight else 0.0
         self.squared_norm = 0.0
 
@@ -93,7 +95,8 @@ class Update:
                 np.divide(moves, max(num_filled_shards, 1), out=self._moves[start : start + moves.size])
             if gradient.size:
                 gradient *= scale
-                self.squared_norm += float(np.dot(gradient, gradient))
+                if exchange.is_first_copy:
+                    self.squared_norm += float(np.dot(gradient, gradient))
                 if self._clip_value is not None:
                     clip_value_(gradient, self._clip_value)
                 if self._gradient is None:

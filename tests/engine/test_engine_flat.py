@@ -201,3 +201,38 @@ def test_users_of_the_same_parameters_agree_on_one_vector() -> None:
         flat.check_home("Somebody")
     anew = FlatParameters.of(parameters[::-1])
     assert [slot.name for slot in anew.slots] == [name for name, _ in parameters[::-1]]
+
+
+def test_parameters_are_reported_as_soon_as_their_gradient_is_final() -> None:
+    """Each once: one that is used twice after its second use, and at the beginning those that receive nothing."""
+    rng = np.random.default_rng(0)
+    sizes = {"first": 3, "unused": 2, "twice": 3, "frozen": 3, "last": 3, "dead": 3}
+    parameters = {name: Parameter(rng.standard_normal(size)) for name, size in sizes.items()}
+    parameters["frozen"].requires_grad = False
+    flat = FlatParameters(parameters.items())
+    names = {(slot.offset, slot.offset + slot.size): slot.name for slot in flat.slots}
+    seen: list[str] = []
+    values: dict[str, np.ndarray] = {}
+
+    def report(lo: int, hi: int) -> None:
+        seen.append(names[lo, hi])
+        values[names[lo, hi]] = buffer[lo:hi].copy()
+
+    def result() -> ddp.Tensor:
+        p = parameters
+        return (((p["first"] * p["twice"]) * p["frozen"]).tanh() * p["last"] * p["twice"]).sum()
+
+    for _ in range(2):
+        buffer = np.full(flat.size, np.nan)
+        flat.bind_gradient(buffer)
+        seen.clear()
+        with flat.reporting(report):
+            result().backward()
+        assert sorted(seen[:3]) == ["dead", "frozen", "unused"]
+        assert seen[3:] in (["last", "first", "twice"], ["last", "twice", "first"])
+        assert flat.finish_gradient() is buffer
+        for (lo, hi), name in names.items():
+            np.testing.assert_array_equal(values[name], buffer[lo:hi])
+    seen.clear()
+    result().backward()
+    assert seen == []

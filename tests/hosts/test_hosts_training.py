@@ -50,13 +50,22 @@ def alone(recipe: Path) -> dict:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("slots", [[1, 1]], ids=["1+1"])
-def test_one_hash_whatever_the_hosts(hosts: Hosts, recipe: Path, alone: dict, tmp_path: Path, slots: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("slots", "overlap"),
+    [([1, 1], "auto"), ([1, 1, 1], "on"), ([2, 1, 2], "on"), ([2, 1, 2], "off")],
+    ids=["1+1", "1+1+1-on", "2+1+2-on", "2+1+2-off"],
+)
+def test_one_hash_whatever_the_hosts(
+    hosts: Hosts, recipe: Path, alone: dict, tmp_path: Path, slots: list[int], overlap: str
+) -> None:
     arguments = ["-m", "ddp_bp", "worker", recipe, "--run-dir", tmp_path / "run"]
+    arguments += ["--set", f"exchange.overlap={overlap}"]
     result = hosts.mpirun(slots, [*arguments, "--set", f"coordinator.host={hosts.addresses[0]}"])
     assert result.returncode == 0, result.stderr
     summary = summary_of(tmp_path / "run")
     assert summary["world_size"] == sum(slots)
+    if overlap != "auto":
+        assert f"exchanged {'during' if overlap == 'on' else 'after'} backward" in result.stderr
     assert {key: summary[key] for key in SAME} == {key: alone[key] for key in SAME}
 
 

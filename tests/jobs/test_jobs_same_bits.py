@@ -49,6 +49,24 @@ def test_any_number_of_workers_has_the_same_bits_for_any_number_of_shards_under_
         assert_same(summary, summaries[0])
 
 
+@pytest.mark.parametrize("overlap", ["on", "off"])
+def test_buckets_that_cross_between_nodes_change_no_bit(
+    run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict, overlap: str
+) -> None:
+    """Each of 3 ranks is a node of its own; the run is begun so, and ended on one node."""
+    train = ["train", slow_recipe, "--run-dir", tmp_path / "run", "--json"]
+    apart = ["--set", "exchange.algorithm=messages", "--set", f"exchange.overlap={overlap}"]
+    result = run_ddp_bp(*train, "-n", 3, *apart, "--set", "train.max_steps=20")
+    assert result.returncode == 0, result.stderr
+    expected = {"on": "during backward, in buckets of ", "off": "after backward, as exchange.overlap says"}[overlap]
+    assert f"gradients between 3 nodes: exchanged {expected}" in result.stderr
+    result = run_ddp_bp(*train, "-n", 2)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert_same(summary, undisturbed)
+    assert_ledger_is_one_history(tmp_path / "run", summary)
+
+
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_dropout_uneven_batches_and_idle_ranks_change_no_bit(
     run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict, size: int

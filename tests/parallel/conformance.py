@@ -6,6 +6,8 @@ others.
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 from ddp_bp.parallel.communicator import Communicator
@@ -77,7 +79,28 @@ def check_allgather_bytes(comm: Communicator) -> None:
     assert comm.allgather_bytes(b"") == [b""] * comm.size
 
 
+def check_duplicate(comm: Communicator) -> None:
+    """It can be used by another thread while this one uses the original, where MPI allows that."""
+    duplicate = comm.duplicate()
+    assert (duplicate.rank, duplicate.size) == (comm.rank, comm.size)
+
+    def exchange() -> None:
+        for _ in range(20):
+            check_exchange(duplicate)
+
+    thread = threading.Thread(target=exchange)
+    if comm.allows_threads:
+        thread.start()
+    for _ in range(20):
+        check_exchange(comm)
+    if not comm.allows_threads:
+        thread.start()
+    thread.join()
+    duplicate.close()
+
+
 CHECKS = (
+    check_duplicate,
     check_allgather,
     check_exchange,
     check_allreduce_sum,

@@ -19,6 +19,7 @@ from worker_cases import Case, Rank, assert_same, build_rank, classes, network
 from ddp_bp import nn, optim
 from ddp_bp.data import ShardPlan
 from ddp_bp.errors import NodeLostError, PeerLostError, RemoteError
+from ddp_bp.parallel.bucket_choice import BucketChoice
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.threads import run_ranks
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
@@ -74,7 +75,7 @@ def train(
 
 def whole_state(rank: Rank) -> dict[str, np.ndarray]:
     state = rank.state()
-    if rank.team.nodes.ranks != (tuple(range(len(rank.team.nodes.node_of_rank))),):
+    if rank.team.nodes.ranks != (tuple(range(len(rank.team.nodes.node_of_rank))),) and not rank.team.exchange.is_copied:
         # On several nodes the optimizer's state is in parts.
         state = {name: values for name, values in state.items() if name not in rank.optimizer.state}
     return state
@@ -134,6 +135,20 @@ def test_buffers_and_sums_over_shards_survive(build: Any, laps: int) -> None:
 @given(st.integers(0, LAST_LAP), st.integers(0, 3))
 def test_a_rank_of_several_nodes_may_die_where_another_of_its_node_is_left(laps: int, victim: int) -> None:
     check(dataclasses.replace(WIDE, nodes=[0, 1, 0, 1]), 4, {victim: laps})
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, LAST_LAP), st.integers(0, 3), st.booleans())
+def test_a_rank_may_die_while_buckets_are_exchanged(laps: int, victim: int, in_background: bool) -> None:
+    check(dataclasses.replace(WIDE, nodes=[0, 1, 0, 1], buckets=BucketChoice(1024, in_background)), 4, {victim: laps})
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.3], ids=["", "clipped"])
+@pytest.mark.parametrize("name", ["Adam", "LAMB"])
+@pytest.mark.parametrize("laps", [10, 13, 15])
+def test_every_node_finishes_the_update_of_its_own_copy(name: str, clip_norm: float | None, laps: int) -> None:
+    case = dataclasses.replace(WIDE, optimizer=OPTIMIZERS[name], clip_norm=clip_norm, ema_decay=0.9)
+    check(dataclasses.replace(case, nodes=[0, 1, 0], buckets=BucketChoice(2048, True)), 3, {2: laps})
 
 
 def test_a_node_of_which_nobody_is_left_ends_the_step_on_all_others() -> None:

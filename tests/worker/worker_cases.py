@@ -19,6 +19,7 @@ from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.engine.random import random_stream
 from ddp_bp.optim import Optimizer
 from ddp_bp.parallel.arena import Arena
+from ddp_bp.parallel.bucket_choice import NO_BUCKETS, BucketChoice
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.wire import messages as m
@@ -77,6 +78,7 @@ class Case:
     nodes: list[int] | None = None
     audit: float = 0.0
     compare_every_steps: int = 1
+    buckets: BucketChoice = NO_BUCKETS
 
 
 @dataclass
@@ -141,9 +143,10 @@ def build_rank(
         clip_value=case.clip_value,
         audit=case.audit,
         compare_every_steps=case.compare_every_steps,
+        buckets=case.buckets,
     )
     team = build_team(trained, communicator, nodes)
-    bounds = team.exchange.bounds
+    bounds = team.saved_bounds
     snapshot = Snapshot(model, parameters, optimizer, buffers, average, bounds, communicator.rank)
     return Rank(
         team,

@@ -1,0 +1,195 @@
+"""Gradient exchange between nodes in buckets, which may begin while backward still goes on.
+
+Every node gets the sum over all shards, in memory that its ranks share, and updates a copy of its own of parameters and
+optimizer state. So nothing has to cross a link after the step has been agreed on. As in `exchange`, each gradient
+crosses twice at most: a rank sums a piece of each bucket from what all nodes hold, and sends the sum back. All sums
+follow the tree, so that neither buckets nor time reach a bit.
+
+In each round every rank exchanges partials of one bucket together with the sums of the bucket before. Rounds run in a
+thread of their own on a communicator of their own, or, without one, when the partials are complete.
+
+This module sees flat arrays only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextvars import copy_context
+
+import numpy as np
+
+from ddp_bp.errors import PeerLostError
+from ddp_bp.parallel.between_nodes import BetweenNodes, Message
+from ddp_bp.parallel.communicator import Array, Bounds, Communicator
+from ddp_bp.parallel.exchange import Ownership, TakeBlock
+from ddp_bp.parallel.holdings import Holdings
+from ddp_bp.parallel.membership import split_range
+from ddp_bp.parallel.nodes import Nodes
+from ddp_bp.parallel.walk import BLOCK_ELEMENTS, PlannedBlock, Walk, total_of
+
+
+class BucketExchange(Ownership):
+    """Sums vectors (N,) over all ranks of several nodes. Construct and call on all ranks alike.
+
+    A step is `begin`, `release` for each bucket that is complete, `release_all`, `finish`, and, if it is taken,
+    `reduce`. Partials may be written again, and the next step may begin, after all ranks have met once more.
+    """
+
+    def __init__(
+        self,
+        communicator: Communicator,
+        nodes: Nodes,
+        num_shards: int,
+        holdings: Holdings,
+        totals: Array,
+        buckets: Sequence[Bounds],
+        *,
+        in_background: bool,
+    ) -> None:
+        """Sums what `holdings` say of all nodes.
+
+        Args:
+            totals: (N,), in memory that the ranks of the node share.
+            buckets: pieces of the vector, in the order in which they will be complete.
+            in_background: whether they are exchanged as soon as they are, in a thread.
+        """
+        super().__init__(communicator, nodes, [(0, totals.size)] * len(nodes.ranks))
+        self.buckets = tuple(buckets)
+        """The buckets [lo, hi), in the order in which they are released."""
+        self._communicator, self._totals = communicator, totals
+        self._own_communicator = communicator.duplicate() if in_background else None
+        used = self._own_communicator or communicator
+        self._used, self._rounds = used, [_Round(used, nodes, num_shards, holdings, totals, each) for each in buckets]
+        # Who has heard from all ranks of its node knows that what they hold of a bucket is complete.
+        token = np.zeros(1, np.uint8)
+        neighbours = [rank for rank in nodes.ranks[nodes.node_of_rank[used.rank]] if rank != used.rank]
+        self._tokens_out = [(rank, token) for rank in neighbours]
+        self._tokens_in = [(rank, np.zeros(1, np.uint8)) for rank in neighbours]
+        self._has_neighbours = any(len(ranks) > 1 for ranks in nodes.ranks)
+        self._thread: threading.Thread | None = None
+        self._released = threading.Semaphore(0)
+        self._num_released = 0
+        self._is_abandoned = False
+        self._error: BaseException | None = None
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self._released = threading.Semaphore(0)
+        self._num_released = 0
+        if self._own_communicator is not None:
+            self._error = None
+            # What the caller has set for its own computation, such as how NumPy warns, holds for the sums as well.
+            context = copy_context()
+            self._thread = threading.Thread(
+                target=lambda: context.run(self._run_in_background), name="gradient exchange", daemon=True
+            )
+            self._thread.start()
+
+    def release(self) -> None:
+        """This rank's partials are complete over one bucket more. Not collective."""
+        self._num_released += 1
+        self._released.release()
+
+    def release_all(self) -> None:
+        """This rank's partials are complete, or mean nothing, since the step will not be taken. Not collective."""
+        while self._num_released < len(self.buckets):
+            self.release()
+
+    def finish(self) -> None:
+        """Wait until all ranks of the node can read the sums. Collective; all must have called `release_all`.
+
+        Raises:
+            PeerLostError: a rank has died; partials are what they were.
+        """
+        if self._own_communicator is None:
+            self._run()
+        elif self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            if self._error is not None:
+                raise self._error
+
+    def reduce(self, take: TakeBlock) -> None:
+        """`take(lo, hi, total)` for each block of this rank's slice, in order, as in `Exchange.reduce`."""
+        lo, hi = self.bounds
+        for first in range(lo, hi, BLOCK_ELEMENTS):
+            last = min(first + BLOCK_ELEMENTS, hi)
+            take(first, last, self._totals[first:last])
+
+    def publish(self, array: Array, offset: int = 0) -> None:
+        """Let all ranks of the node see `array`, in which each has written its own slice. Collective."""
+        self._communicator.barrier()
+
+    def send_results(self, array: Array, offset: int = 0) -> None:
+        """Nothing to do: each node has its own."""
+
+    def close(self) -> None:
+        """End what is under way, which others then see as the loss of a rank, and release what it used.
+
+        Not collective.
+        """
+        if self._own_communicator is None:
+            return
+        if self._thread is not None:
+            self._is_abandoned = True
+            self._own_communicator.revoke()
+            self.release_all()
+            self._thread.join()
+            self._thread = None
+        self._own_communicator.close()
+        self._own_communicator = None
+
+    def _run_in_background(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:  # for the thread that waits in `finish`
+            self._error = error
+            # Ranks that wait for this one, and not for the one that died, must hear of it, too.
+            if isinstance(error, PeerLostError):
+                self._used.revoke()
+
+    def _run(self) -> None:
+        sends: list[Message] = []
+        receives: list[Message] = []
+        for each in self._rounds:
+            self._released.acquire()
+            if self._is_abandoned:
+                raise PeerLostError("the exchange of gradients was abandoned")
+            if self._has_neighbours:
+                self._used.exchange(self._tokens_out, self._tokens_in)
+            each.between.sum_away()
+            self._used.exchange(each.between.sends + sends, each.between.receives + receives)
+            for block in each.blocks:
+                total_of(block)
+            sends, receives = each.results
+        self._used.exchange(sends, receives)
+        if self._has_neighbours:
+            self._used.exchange(self._tokens_out, self._tokens_in)
+
+
+class _Round:
+    """What one rank does for one bucket: its messages, the sums of its piece, and what is sent of these."""
+
+    def __init__(
+        self,
+        communicator: Communicator,
+        nodes: Nodes,
+        num_shards: int,
+        holdings: Holdings,
+        totals: Array,
+        bucket: Bounds,
+    ) -> None:
+        pieces = split_range(bucket, communicator.size)
+        lo, hi = pieces[communicator.rank]
+        number = nodes.node_of_rank[communicator.rank]
+        self.between = BetweenNodes(
+            communicator, nodes, pieces, holdings.tree_nodes, holdings.vectors, num_shards, holdings.dtype, bucket
+        )
+        walked = [(node, vector, 0) for node, vector in zip(holdings.tree_nodes[number], holdings.vectors, strict=True)]
+        walked += [(node, vector, lo) for node, vector in self.between.incoming]
+        walked.sort(key=lambda entry: entry[0])
+        walk = Walk([node for node, _, _ in walked], num_shards, hi - lo, holdings.dtype)
+        planned = walk.plan([(vector, origin) for _, vector, origin in walked], [(lo, hi)])
+        self.blocks: list[PlannedBlock] = [block.into(totals) for block in planned]
+        self.results = self.between.results(totals)
