@@ -69,6 +69,7 @@ class FlatParameters:
             parameter._flat = self
         self._views: dict[int, tuple[Array, tuple[Array, ...]]] = {}
         self._gradient_views = self._split(self.gradient)
+        self._reported: set[int] = set()
         self._adopt_gradients()
 
     @classmethod
@@ -109,6 +110,7 @@ class FlatParameters:
             cached = (buffer, self._split(buffer))
             self._views[id(buffer)] = cached
         self.gradient, self._gradient_views = cached
+        self._reported.clear()
         for parameter, view in zip(self.parameters, self._gradient_views, strict=True):
             leaf = parameter._node
             if type(leaf) is Leaf:
@@ -117,8 +119,9 @@ class FlatParameters:
 
     def finish_gradient(self) -> Array:
         """The bound gradient (P,), complete: zero where a parameter received none, and copied in where it was set."""
-        for parameter, view in zip(self.parameters, self._gradient_views, strict=True):
-            _finish(parameter, view)
+        for position, (parameter, view) in enumerate(zip(self.parameters, self._gradient_views, strict=True)):
+            if position not in self._reported:
+                _finish(parameter, view)
         return self.gradient
 
     @contextmanager
@@ -126,7 +129,8 @@ class FlatParameters:
         """Within the block, `report(lo, hi)` is called as soon as elements [lo, hi) of the bound gradient are final.
 
         It is called in the middle of a backward call, once for each parameter, in the order in which their gradients
-        come to their end; not for one whose gradient depends on a path that backward turns out not to take.
+        come to their end; not for one whose gradient depends on a path that backward turns out not to take. What has
+        been reported is the caller's to change: `finish_gradient` leaves it alone.
         """
         token = leaf_watch.set(_Reporter(self, report))
         try:
@@ -239,6 +243,7 @@ class _Reporter:
 
     def _finish(self, position: int) -> None:
         _finish(self._flat.parameters[position], self._flat._gradient_views[position])
+        self._flat._reported.add(position)
         slot = self._flat.slots[position]
         self._report(slot.offset, slot.offset + slot.size)
 

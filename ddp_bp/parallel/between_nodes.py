@@ -36,12 +36,14 @@ class BetweenNodes:
         num_shards: int,
         dtype: npt.DTypeLike,
         bounds: Bounds | None = None,
+        num_rounded: int = 0,
     ) -> None:
         """Vectors are (N,) of `dtype`.
 
         Args:
             slices: by rank, what it updates.
             bounds: the elements [lo, hi) that are exchanged at all; by default all of them.
+            num_rounded: how many elements, from the first, have sums that are rounded to bfloat16.
             tree_nodes: by node, the tree nodes that the partials of its ranks stand for.
             partials: the partials of all ranks of this node, in the order of `tree_nodes`.
         """
@@ -55,7 +57,7 @@ class BetweenNodes:
         for ranks in nodes.ranks:
             self._parts.update(zip(ranks, split_range(bounds, len(ranks)), strict=True))
         lo, hi = self._parts[rank]
-        self._walk = Walk(tree_nodes[own], num_shards, hi - lo, dtype)
+        self._walk = Walk(tree_nodes[own], num_shards, hi - lo, dtype, num_rounded)
         num_sums = len(merged_nodes(tree_nodes[own], num_shards))
         # Without anything to sum, partials are sent from where they lie.
         self._sums = [np.empty(hi - lo, dtype) for _ in range(num_sums)] if self._walk.has_sums else []
@@ -124,7 +126,7 @@ class BetweenNodes:
         for first, last in self._away:
             for start in range(first, last, BLOCK_ELEMENTS):
                 stop = min(start + BLOCK_ELEMENTS, last)
-                sums = self._walk.sums([vector[start:stop] for vector in self._partials])
+                sums = self._walk.sums([vector[start:stop] for vector in self._partials], start)
                 for into, piece in zip(self._sums, sums, strict=True):
                     np.copyto(into[start - lo : stop - lo], piece)
 

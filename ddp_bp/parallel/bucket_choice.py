@@ -47,29 +47,35 @@ def choose_buckets(
     itemsize: int,
     overlap: Overlap = "auto",
     bucket_bytes: int = 0,
+    *,
+    is_compressed: bool = False,
 ) -> BucketChoice:
     """Decide for vectors of `num_elements`. Collective; the same on all ranks.
 
+    `is_compressed`: whether they are sent as half as many bytes, which goes by buckets, whenever they are exchanged.
     `bucket_bytes`: how large a bucket is to be; 0: so that it takes some ten times as long as an empty message.
     """
     if len(nodes.ranks) == 1:
         return NO_BUCKETS
+    late = BucketChoice(max(1, MAX_BUCKET_BYTES // itemsize) if is_compressed else 0)
     where = f"gradients between {len(nodes.ranks)} nodes"
     if overlap == "off":
-        return BucketChoice(line=f"{where}: exchanged after backward, as exchange.overlap says")
+        return late._replace(line=f"{where}: exchanged after backward, as exchange.overlap says")
     if not communicator.allows_threads:
-        return BucketChoice(line=f"{where}: exchanged after backward, since this MPI library does not allow threads")
-    num_bytes = num_elements * itemsize
+        return late._replace(line=f"{where}: exchanged after backward, since this MPI library does not allow threads")
+    # What is sent of each.
+    itemsize_sent = 2 if is_compressed else itemsize
+    num_bytes = num_elements * itemsize_sent
     latency_seconds = _measure(communicator, nodes, 0)
     probed_bytes = min(num_bytes, _PROBE_BYTES)
     # There and back.
     transfer_seconds = 2 * _measure(communicator, nodes, probed_bytes) * num_bytes / probed_bytes
     measured = f"{num_bytes / 1e6:.3g} MB in {1e3 * transfer_seconds:.3g} ms, measured"
     if overlap == "auto" and transfer_seconds < MIN_TRANSFER_SECONDS:
-        return BucketChoice(line=f"{where}: exchanged after backward ({measured})")
+        return late._replace(line=f"{where}: exchanged after backward ({measured})")
     chosen = bucket_bytes or _bucket_bytes(num_bytes, latency_seconds, transfer_seconds)
     return BucketChoice(
-        max(1, chosen // itemsize),
+        max(1, chosen // itemsize_sent),
         in_background=True,
         line=f"{where}: exchanged during backward, in buckets of {chosen / 1024:.0f} KiB ({measured})",
     )

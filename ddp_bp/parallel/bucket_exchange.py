@@ -21,6 +21,7 @@ import numpy as np
 
 from ddp_bp.errors import PeerLostError
 from ddp_bp.parallel.between_nodes import BetweenNodes, Message
+from ddp_bp.parallel.bfloat16 import pack, unpack
 from ddp_bp.parallel.communicator import Array, Bounds, Communicator
 from ddp_bp.parallel.exchange import Ownership, TakeBlock
 from ddp_bp.parallel.holdings import Holdings
@@ -46,6 +47,7 @@ class BucketExchange(Ownership):
         buckets: Sequence[Bounds],
         *,
         in_background: bool,
+        num_rounded: int = 0,
     ) -> None:
         """Sums what `holdings` say of all nodes.
 
@@ -53,6 +55,8 @@ class BucketExchange(Ownership):
             totals: (N,), in memory that the ranks of the node share.
             buckets: pieces of the vector, in the order in which they will be complete.
             in_background: whether they are exchanged as soon as they are, in a thread.
+            num_rounded: how many elements, from the first, have partials and sums that are rounded to bfloat16, and are
+                sent as such. No bucket may have both kinds.
         """
         super().__init__(communicator, nodes, [(0, totals.size)] * len(nodes.ranks))
         self.buckets = tuple(buckets)
@@ -60,7 +64,8 @@ class BucketExchange(Ownership):
         self._communicator, self._totals = communicator, totals
         self._own_communicator = communicator.duplicate() if in_background else None
         used = self._own_communicator or communicator
-        self._used, self._rounds = used, [_Round(used, nodes, num_shards, holdings, totals, each) for each in buckets]
+        self._used = used
+        self._rounds = [_Round(used, nodes, num_shards, holdings, totals, each, num_rounded) for each in buckets]
         # Who has heard from all ranks of its node knows that what they hold of a bucket is complete.
         token = np.zeros(1, np.uint8)
         neighbours = [rank for rank in nodes.ranks[nodes.node_of_rank[used.rank]] if rank != used.rank]
@@ -150,8 +155,7 @@ class BucketExchange(Ownership):
                 self._used.revoke()
 
     def _run(self) -> None:
-        sends: list[Message] = []
-        receives: list[Message] = []
+        sums = _Wire([], [], is_packed=False)
         for each in self._rounds:
             self._released.acquire()
             if self._is_abandoned:
@@ -159,13 +163,42 @@ class BucketExchange(Ownership):
             if self._has_neighbours:
                 self._used.exchange(self._tokens_out, self._tokens_in)
             each.between.sum_away()
-            self._used.exchange(each.between.sends + sends, each.between.receives + receives)
+            self._send(each.partials, sums)
             for block in each.blocks:
                 total_of(block)
-            sends, receives = each.results
-        self._used.exchange(sends, receives)
+            sums = each.sums
+        self._send(sums)
         if self._has_neighbours:
             self._used.exchange(self._tokens_out, self._tokens_in)
+
+    def _send(self, *wires: _Wire) -> None:
+        for wire in wires:
+            wire.pack()
+        self._used.exchange([m for wire in wires for m in wire.sends], [m for wire in wires for m in wire.receives])
+        for wire in wires:
+            wire.unpack()
+
+
+class _Wire:
+    """Messages of float32 arrays as they are sent: as they are, or as bfloat16, which they have been rounded to."""
+
+    def __init__(self, sends: Sequence[Message], receives: Sequence[Message], *, is_packed: bool) -> None:
+        self.sends, self.receives = list(sends), list(receives)
+        self._outgoing: list[tuple[Array, Array]] = []
+        self._incoming: list[tuple[Array, Array]] = []
+        if is_packed:
+            self._outgoing = [(array, np.empty(array.size, np.uint16)) for _, array in sends]
+            self._incoming = [(array, np.empty(array.size, np.uint16)) for _, array in receives]
+            self.sends = [(rank, half) for (rank, _), (_, half) in zip(sends, self._outgoing, strict=True)]
+            self.receives = [(rank, half) for (rank, _), (_, half) in zip(receives, self._incoming, strict=True)]
+
+    def pack(self) -> None:
+        for array, halves in self._outgoing:
+            pack(array, halves)
+
+    def unpack(self) -> None:
+        for array, halves in self._incoming:
+            unpack(halves, array)
 
 
 class _Round:
@@ -179,17 +212,28 @@ class _Round:
         holdings: Holdings,
         totals: Array,
         bucket: Bounds,
+        num_rounded: int,
     ) -> None:
         pieces = split_range(bucket, communicator.size)
         lo, hi = pieces[communicator.rank]
         number = nodes.node_of_rank[communicator.rank]
         self.between = BetweenNodes(
-            communicator, nodes, pieces, holdings.tree_nodes, holdings.vectors, num_shards, holdings.dtype, bucket
+            communicator,
+            nodes,
+            pieces,
+            holdings.tree_nodes,
+            holdings.vectors,
+            num_shards,
+            holdings.dtype,
+            bucket,
+            num_rounded,
         )
         walked = [(node, vector, 0) for node, vector in zip(holdings.tree_nodes[number], holdings.vectors, strict=True)]
         walked += [(node, vector, lo) for node, vector in self.between.incoming]
         walked.sort(key=lambda entry: entry[0])
-        walk = Walk([node for node, _, _ in walked], num_shards, hi - lo, holdings.dtype)
+        walk = Walk([node for node, _, _ in walked], num_shards, hi - lo, holdings.dtype, num_rounded)
         planned = walk.plan([(vector, origin) for _, vector, origin in walked], [(lo, hi)])
         self.blocks: list[PlannedBlock] = [block.into(totals) for block in planned]
-        self.results = self.between.results(totals)
+        is_packed = bucket[1] <= num_rounded
+        self.partials = _Wire(self.between.sends, self.between.receives, is_packed=is_packed)
+        self.sums = _Wire(*self.between.results(totals), is_packed=is_packed)

@@ -57,6 +57,7 @@ class Exchange(Ownership):
         *,
         ranges: Sequence[Bounds] | None = None,
         pending: Sequence[Bounds] | None = None,
+        num_rounded: int = 0,
     ) -> None:
         """Sums what `holdings` say of all nodes.
 
@@ -64,6 +65,7 @@ class Exchange(Ownership):
             ranges: by node, which elements its ranks update; by default in proportion to the number of ranks. If each
                 node has all of them, only sums are exchanged, and no results.
             pending: which elements are summed at all; by default all of them.
+            num_rounded: how many elements, from the first, have sums that are rounded to bfloat16.
         """
         self._communicator = communicator
         super().__init__(
@@ -75,11 +77,18 @@ class Exchange(Ownership):
         self._between = None
         if len(nodes.ranks) > 1:
             self._between = BetweenNodes(
-                communicator, nodes, self.slices, holdings.tree_nodes, holdings.vectors, num_shards, holdings.dtype
+                communicator,
+                nodes,
+                self.slices,
+                holdings.tree_nodes,
+                holdings.vectors,
+                num_shards,
+                holdings.dtype,
+                num_rounded=num_rounded,
             )
             walked += [(node, vector, lo) for node, vector in self._between.incoming]
         walked.sort(key=lambda entry: entry[0])
-        walk = Walk([node for node, _, _ in walked], num_shards, hi - lo, holdings.dtype)
+        walk = Walk([node for node, _, _ in walked], num_shards, hi - lo, holdings.dtype, num_rounded)
         own = [(max(lo, first), min(hi, last)) for first, last in ([(0, num_elements)] if pending is None else pending)]
         # Another rank may have to finish what this one has begun, and then needs all partials.
         keeps = communicator.size > 1

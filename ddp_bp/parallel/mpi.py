@@ -22,8 +22,12 @@ from ddp_bp.parallel.segments import mapped_segments, remove_names
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-# A link of 10 Gbit/s carries 250 KB meanwhile, which the buffers of its sockets hold.
-_POLL_SECONDS = 2e-4
+# How long who waits in the background sleeps between two looks. A link of 10 Gbit/s carries 60 KB meanwhile, which the
+# buffers of its sockets hold.
+_POLL_SECONDS = 5e-5
+# Open MPI over TCP sends up to 64 KiB, its own header included, at once. For more the two ends first arrange what to
+# do, and look at it often, which takes half of the rate where they sleep in between.
+_EAGER_BYTES = 63 * 1024
 
 
 class MpiCommunicator:
@@ -65,6 +69,8 @@ class MpiCommunicator:
 
     def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
         try:
+            if self._poll_seconds:
+                sends, receives = _eager(sends), _eager(receives)
             # MPI keeps messages between two ranks in order, so one tag is enough.
             requests = [self._comm.Irecv(array, source=source) for source, array in receives]
             requests += [self._comm.Isend(array, dest=destination) for destination, array in sends]
@@ -186,6 +192,15 @@ def _leave_nothing_behind(world: MPI.Comm) -> None:
     if have_all[0]:
         remove_names(segments)
     node.Free()
+
+
+def _eager(messages: Sequence[tuple[int, Array]]) -> list[tuple[int, Array]]:
+    """The same messages in pieces that MPI sends at once."""
+    pieces = []
+    for rank, array in messages:
+        data = array.reshape(-1).view(np.uint8)
+        pieces += [(rank, data[start : start + _EAGER_BYTES]) for start in range(0, data.size, _EAGER_BYTES)]
+    return pieces
 
 
 def _library() -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ddp_bp.parallel.bfloat16 import round_to_bfloat16
 from ddp_bp.parallel.communicator import Array, Bounds
 from ddp_bp.parallel.tree import Node, merge_counts, stack_depth
 
@@ -21,7 +22,8 @@ Addition = tuple[Array, Array, Array]
 class PlannedBlock(NamedTuple):
     """How elements [lo, hi) are summed: `additions` (left, right, result) in order, whose last result is `total`.
 
-    Without any, `total` is to be filled from `source`, or is the only vector itself if that is None.
+    Without any, `total` is to be filled from `source`, or is the only vector itself if that is None. `num_rounded`: how
+    many elements of each sum are rounded to bfloat16.
     """
 
     lo: int
@@ -29,6 +31,7 @@ class PlannedBlock(NamedTuple):
     additions: list[Addition]
     source: Array | None
     total: Array
+    num_rounded: int = 0
 
     def into(self, target: Array) -> PlannedBlock:
         """The same with its total in `target` (N,)."""
@@ -42,21 +45,33 @@ class PlannedBlock(NamedTuple):
 class Walk:
     """Sums pieces that stand for tree nodes, as far as these are children of one node."""
 
-    def __init__(self, nodes: Sequence[Node], num_leaves: int, num_elements: int, dtype: npt.DTypeLike) -> None:
-        """`num_elements`: the length of the vectors that will be cut into blocks."""
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        num_leaves: int,
+        num_elements: int,
+        dtype: npt.DTypeLike,
+        num_rounded: int = 0,
+    ) -> None:
+        """
+        Args:
+            num_elements: the length of the vectors that will be cut into blocks.
+            num_rounded: sums over elements below this are rounded to bfloat16, wherever they are made.
+        """
+        self._num_rounded = num_rounded
         self._merges = merge_counts(nodes, num_leaves)
         self.has_sums = any(self._merges)
         """Whether there is anything to sum."""
         block = min(BLOCK_ELEMENTS, num_elements)
         self._scratch = np.empty((stack_depth(self._merges), block), dtype)
 
-    def sums(self, pieces: Sequence[Array]) -> list[Array]:
-        """What is left when all siblings among `pieces` (n,) are summed, n up to a block.
+    def sums(self, pieces: Sequence[Array], lo: int = 0) -> list[Array]:
+        """What is left when all siblings among `pieces` (n,) are summed, n up to a block. `lo`: their first element.
 
         A piece without a sibling is in the list itself; sums are in scratch memory until the next call.
         """
         additions, results = self._additions(pieces)
-        _add(additions)
+        _add(additions, max(0, self._num_rounded - lo))
         return results
 
     def plan(
@@ -77,7 +92,7 @@ class Walk:
                 source = None
                 if not additions and keeps:
                     source, total = total, self._scratch[0, : hi - lo]
-                blocks.append(PlannedBlock(lo, hi, additions, source, total))
+                blocks.append(PlannedBlock(lo, hi, additions, source, total, max(0, self._num_rounded - lo)))
         return blocks
 
     def _additions(self, pieces: Sequence[Array]) -> tuple[list[Addition], list[Array]]:
@@ -96,13 +111,15 @@ class Walk:
 
 def total_of(block: PlannedBlock) -> Array:
     """Does the additions of a block; the sum (hi - lo,) over all vectors, valid until the next one."""
-    _add(block.additions)
+    _add(block.additions, block.num_rounded)
     if block.source is not None:
         np.copyto(block.total, block.source)
     return block.total
 
 
-def _add(additions: Sequence[Addition]) -> None:
+def _add(additions: Sequence[Addition], num_rounded: int) -> None:
     add = np.add
     for left, right, result in additions:
         add(left, right, result)
+        if num_rounded:
+            round_to_bfloat16(result[:num_rounded])

@@ -136,18 +136,20 @@ class CheckpointSection(Section, frozen=True, kw_only=True):
 
 
 class ExchangeSection(Section, frozen=True, kw_only=True):
-    """`[exchange]`: how gradients get from rank to rank. None of it changes a bit of the result.
+    """`[exchange]`: how gradients get from rank to rank. Nothing but `compression` changes a bit of the result.
 
     algorithm: "auto" sums gradients where they lie if ranks can share memory, and sends messages between nodes;
         "messages" does as if no two ranks could.
     overlap: whether gradients cross between nodes while backward goes on: "auto" where a measurement at the start says
         that it pays.
     bucket_bytes: how large the pieces are then; 0: as the measurement says.
+    compression: "bf16" rounds gradients and their sums to bfloat16, so that half as much is sent.
     """
 
     algorithm: Literal["auto", "messages"] = "auto"
     overlap: Literal["auto", "on", "off"] = "auto"
     bucket_bytes: Count = 0
+    compression: Literal["none", "bf16"] = "none"
 
     def conflicts(self) -> list[str]:
         if self.bucket_bytes and self.overlap == "off":
@@ -199,6 +201,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
             problems.append(
                 "fault.audit: with blas.allow_mixed ranks compute different bits, which is no fault of theirs"
             )
+        if self.fault.audit and self.exchange.compression != "none":
+            problems.append(
+                "fault.audit: with exchange.compression a shard's result depends on what its rank keeps from the step "
+                "before, so that no other can compute it"
+            )
         takes = self.optimizer.takes[self.optimizer.name]
         if self.schedule.cycle_momentum and "momentum" not in takes and "betas" not in takes:
             problems.append(f"schedule.cycle_momentum: optimizer {self.optimizer.name!r} has no momentum")
@@ -249,7 +256,9 @@ def differences(first: Recipe, second: Recipe) -> list[str]:
 
 def identity(recipe: Recipe) -> str:
     """A short digest of what makes a run the run that it is: all keys but the changeable ones. 16 hex digits."""
-    fixed = sorted((key, repr(value)) for key, value in _fixed(recipe).items())
+    # Runs of before there was a choice were not compressed.
+    without = ("exchange.compression", "none")
+    fixed = sorted((key, repr(value)) for key, value in _fixed(recipe).items() if (key, value) != without)
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
 
 
@@ -263,6 +272,7 @@ def _fixed(recipe: Recipe) -> dict[str, Any]:
     """All keys but the changeable ones, with their values."""
     # A plateau is found by evaluations, so that leaving some out would be another run.
     kept = {"train.eval_every_epochs"} if recipe.schedule.name == "plateau" else set()
+    kept.add("exchange.compression")
     flat = _flatten(msgspec.to_builtins(recipe))
     return {
         key: value

@@ -122,6 +122,9 @@ def assemble(recipe: Recipe, base: Path, *, check_data: bool, cache: Path | None
         parameters = FlatParameters(model.named_parameters())
     except EngineError as error:
         raise RecipeError(f"model {recipe.model.name or recipe.model.factory}", [str(error)]) from error
+    if recipe.exchange.compression != "none" and parameters.dtype != np.float32:
+        problem = f"exchange.compression: expected a model with float32 parameters, got {parameters.dtype}"
+        raise RecipeError("recipe", [problem])
     optimizer = _build_optimizer(recipe.optimizer, parameters)
     total_steps = min(recipe.train.epochs * plan.steps_per_epoch, recipe.train.max_steps or sys.maxsize)
     if check_data:

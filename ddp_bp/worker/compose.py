@@ -11,8 +11,10 @@ from ddp_bp.parallel.agreement import check_layout
 from ddp_bp.parallel.arena import Arena
 from ddp_bp.parallel.bucket_choice import choose_buckets
 from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.parallel.membership import shard_run
 from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.worker.assemble import Job
+from ddp_bp.worker.compression import Compression
 from ddp_bp.worker.evaluation import Evaluation
 from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.snapshot import Snapshot
@@ -38,9 +40,13 @@ def compose(
     nodes = Nodes(list(range(communicator.size))) if alone else find_nodes(communicator)
     # Before anything is sent whose size follows from the parameters.
     check_layout(communicator, job.layout)
-    average, moves = place_state(
-        Arena(communicator, nodes), job.parameters, job.optimizer, buffers, recipe.train.ema_decay
-    )
+    arena = Arena(communicator, nodes)
+    average, moves = place_state(arena, job.parameters, job.optimizer, buffers, recipe.train.ema_decay)
+    compression = None
+    if recipe.exchange.compression == "bf16":
+        num_shards = job.plan.num_shards
+        errors = arena.allocate("compression errors", (num_shards, job.parameters.size), job.parameters.dtype)
+        compression = Compression(errors, shard_run(num_shards, communicator.size, communicator.rank))
     trained = Trained(
         objective=job.objective,
         batches=Batches(job.data.train, job.plan, job.data.augment),
@@ -63,7 +69,9 @@ def compose(
             job.parameters.dtype.itemsize,
             recipe.exchange.overlap,
             recipe.exchange.bucket_bytes,
+            is_compressed=compression is not None,
         ),
+        compression=compression,
     )
     return around(build_team(trained, communicator, nodes), job)
 
@@ -79,6 +87,7 @@ def around(team: Team, job: Job) -> Composition:
         trained.average,
         team.saved_bounds,
         communicator.rank,
+        trained.compression,
     )
     evaluation = None
     if job.data.evaluation is not None:

@@ -6,8 +6,9 @@ for whole vectors, and is released. Sums are element by element, so their bits a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from ddp_bp.parallel.bfloat16 import add_rounded
 from ddp_bp.parallel.bucket_exchange import BucketExchange
 from ddp_bp.parallel.buckets import Countdown
 from ddp_bp.parallel.communicator import Array, Bounds
@@ -16,14 +17,22 @@ from ddp_bp.parallel.communicator import Array, Bounds
 class EarlyCarry:
     """The last carry of one rank's step."""
 
-    def __init__(self, exchange: BucketExchange) -> None:
+    def __init__(self, exchange: BucketExchange, num_rounded: int = 0) -> None:
+        """`num_rounded`: how many elements, from the first, have sums that are rounded to bfloat16."""
         self._exchange = exchange
         self._countdown = Countdown(exchange.buckets)
+        self._num_rounded = num_rounded
         self._chain: Sequence[tuple[Array, Array]] = ()
+        self._prepare: Callable[[int, int], None] = _leave
 
-    def begin(self, chain: Sequence[tuple[Array, Array]]) -> None:
-        """The last shard begins. `chain`: which vector (N,) is then to be added to by which other, in order."""
-        self._chain = chain
+    def begin(self, chain: Sequence[tuple[Array, Array]], prepare: Callable[[int, int], None] | None = None) -> None:
+        """The last shard begins.
+
+        Args:
+            chain: which vector (N,) is then to be added to by which other, in order.
+            prepare: is called for each bucket [lo, hi) of the shard before that.
+        """
+        self._chain, self._prepare = chain, prepare or _leave
         self._countdown.begin()
 
     def report(self, lo: int, hi: int) -> None:
@@ -36,6 +45,11 @@ class EarlyCarry:
 
     def _carry(self, buckets: Iterable[Bounds]) -> None:
         for lo, hi in buckets:
+            self._prepare(lo, hi)
             for left, right in self._chain:
-                left[lo:hi] += right[lo:hi]
+                add_rounded(left[lo:hi], right[lo:hi], self._num_rounded - lo)
             self._exchange.release()
+
+
+def _leave(lo: int, hi: int) -> None:
+    """A shard's gradient is summed as it is."""

@@ -76,7 +76,7 @@ class Recovery:
         """Finish what was begun; the team of the ranks that are left. To be called after PeerLostError.
 
         Raises:
-            NodeLostError: on all ranks that are left, if of some node none is.
+            NodeLostError: on all ranks that are left, if of some node none is, or if gradients are compressed.
             RankFailure: on a rank whose computation raised; RemoteError on the others.
         """
         # What this rank still exchanges in the background ends, and with it what others wait for there.
@@ -123,6 +123,11 @@ class Recovery:
 
     def _nodes_left(self) -> tuple[Nodes, list[Bounds]]:
         """The nodes of the ranks that are left, and what each updates."""
+        if self._base.trained.compression is not None:
+            raise NodeLostError(
+                "a rank has died, and with it what rounding has left of its shards' gradients; with "
+                "exchange.compression the job must go on from a checkpoint"
+            )
         nodes, kept = nodes_of_survivors(self._base.nodes, self._left())
         if lost := sorted(set(range(len(self._base.nodes.ranks))) - set(kept)):
             ranks = [list(self._base.nodes.ranks[number]) for number in lost]

@@ -22,9 +22,11 @@ from ddp_bp.engine.random import random_stream
 from ddp_bp.engine.shard_group import shard_group
 from ddp_bp.errors import DistributedError, InputError
 from ddp_bp.parallel.agreement import Agreement
+from ddp_bp.parallel.bfloat16 import add_rounded
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.membership import shard_run
 from ddp_bp.parallel.tree import maximal_nodes, merge_counts
+from ddp_bp.worker.compression import Compression
 from ddp_bp.worker.digest import full_digest, result_digest
 from ddp_bp.worker.early import EarlyCarry
 from ddp_bp.worker.lockstep import LockStep, Turn
@@ -98,10 +100,13 @@ class ShardComputation:
         clock: PhaseClock,
         stack: Sequence[Array],
         early: EarlyCarry | None = None,
+        compression: Compression | None = None,
     ) -> None:
-        """`stack`: vectors (P + B,) for this rank's partials, the lowest ones for those that are left in the end.
-
-        `early`: who exchanges buckets of them before all is complete.
+        """
+        Args:
+            stack: vectors (P + B,) for this rank's partials, the lowest ones for those that are left in the end.
+            early: who exchanges buckets of them before all is complete.
+            compression: how gradients and their sums are rounded.
         """
         self._objective, self._batches = objective, batches
         self._parameters, self._buffers = parameters, buffers
@@ -109,7 +114,8 @@ class ShardComputation:
         num_shards = batches.plan.num_shards
         self._shards = shard_run(num_shards, communicator.size, communicator.rank)
         self._merges = merge_counts([(shard, shard + 1) for shard in self._shards], num_shards)
-        self._lockstep, self._early = None, early
+        self._lockstep, self._early, self._compression = None, early, compression
+        self._num_rounded = 0 if compression is None else parameters.size
         self._partials = [Partial(vector, parameters.size) for vector in stack]
         if num_shards > 1 and any(module.sums_over_shards for module in objective.model.modules()):
             self._lockstep = LockStep(communicator, num_shards, parameters, buffers, clock)
@@ -196,7 +202,7 @@ class ShardComputation:
                 stack.append(computed(index, len(stack)).vector)
                 for _ in range(num_merges):
                     right = stack.pop()
-                    stack[-1] += right
+                    add_rounded(stack[-1], right, self._num_rounded)
             self._clock.lap(Phase.EXCHANGE)
 
     def _carries_early(self, index: int) -> bool:
@@ -207,9 +213,17 @@ class ShardComputation:
         assert self._early is not None
         into = self._partials[len(stack)]
         vectors = [into.vector, *reversed(stack)]
-        self._early.begin([(vectors[number + 1], vectors[number]) for number in range(num_merges)])
-        self._compute_shard(step=self._step, index=index, into=into, report=self._early.report)
-        self._early.finish()
+
+        def prepare(lo: int, hi: int) -> None:
+            if hi <= self._num_rounded:
+                self._round(self._shards[index], into, lo, hi)
+
+        self._early.begin([(vectors[number + 1], vectors[number]) for number in range(num_merges)], prepare)
+        self._compute_shard(self._step, index, into, early=self._early)
+
+    def _round(self, shard: int, partial: Partial, lo: int, hi: int) -> None:
+        if self._compression is not None:
+            self._compression.round(shard, partial.gradient, lo, hi)
 
     def _compute_shard(
         self,
@@ -217,11 +231,11 @@ class ShardComputation:
         index: int,
         into: Partial,
         turn: Turn | None = None,
-        report: Callable[[int, int], None] | None = None,
+        early: EarlyCarry | None = None,
     ) -> Partial:
         """One shard of this rank's, and what is known of it into the agreement's row; see `_run_shard`."""
         shard = self._shards[index]
-        result, num_samples = self._run_shard(step, shard, into, turn, report)
+        result, num_samples = self._run_shard(step, shard, into, turn, early)
         self.num_own_samples += num_samples
         self._agreement.report_shard(
             index,
@@ -242,12 +256,11 @@ class ShardComputation:
         shard: int,
         into: Partial,
         turn: Turn | None = None,
-        report: Callable[[int, int], None] | None = None,
+        early: EarlyCarry | None = None,
     ) -> tuple[ShardResult, int]:
         """Forward and backward of one shard, and its number of samples.
 
-        `turn`: where it can ask for sums over all shards. `report(lo, hi)` is called during backward whenever elements
-        [lo, hi) of `into` have been completed.
+        `turn`: where it can ask for sums over all shards. `early`: who hears of buckets that are complete.
         """
         batch = self._batches.load(step, shard)
         self._clock.lap(Phase.DATA_WAIT)
@@ -261,10 +274,14 @@ class ShardComputation:
             self._clock.lap(Phase.FORWARD)
             if turn is not None:
                 turn.phase = Phase.BACKWARD
-            with self._parameters.reporting(report) if report is not None else nullcontext():
+            with self._parameters.reporting(early.report) if early is not None else nullcontext():
                 total.loss.backward()
         self._parameters.finish_gradient()
         self._buffers.moves(into.moves)
+        if early is not None:
+            early.finish()
+        else:
+            self._round(shard, into, 0, self._num_rounded)
         self._clock.lap(Phase.BACKWARD)
         # One product reads the vector once; only if it overflows are the elements looked at one by one.
         squared_norm = float(np.dot(into.vector, into.vector))

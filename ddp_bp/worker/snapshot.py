@@ -22,6 +22,7 @@ from ddp_bp.optim import ExponentialMovingAverage, Optimizer
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.membership import clip_bounds
 from ddp_bp.wire.messages import ArrayLayout, CheckpointFile, TensorLayout
+from ddp_bp.worker.compression import Compression
 
 Array = npt.NDArray[Any]
 
@@ -49,8 +50,9 @@ class Snapshot:
         average: ExponentialMovingAverage | None,
         bounds: tuple[int, int],
         rank: int,
+        compression: Compression | None = None,
     ) -> None:
-        """`bounds`: the slice [lo, hi) of the flat vector that this rank updates."""
+        """`bounds`: the slice [lo, hi) of the flat vector that this rank hands in, besides what is its shards' own."""
         self._parameters, self._optimizer = parameters, optimizer
         self._buffers, self._average = buffers, average
         self.tied, buffer_names = _names(model, parameters, buffers)
@@ -61,6 +63,7 @@ class Snapshot:
         self._flats = [
             _Flat("parameters", "model", parameters.data, own, self._parameter_tensors()),
             *(_Flat(name, "optimizer", array, own, self._state_tensors(name)) for name, array in state.items()),
+            *self._errors(compression),
             *(
                 _Flat(
                     f"buffer {names[0]}",
@@ -138,6 +141,14 @@ class Snapshot:
         slots = {slot.name: slot for slot in self._parameters.slots}
         names = {**{name: name for name in slots}, **self.tied}
         return [TensorLayout(name, list(slots[first].shape), slots[first].offset) for name, first in names.items()]
+
+    def _errors(self, compression: Compression | None) -> Iterator[_Flat]:
+        """What rounding has taken from each shard's gradients, each from the rank that has the shard."""
+        if compression is not None:
+            for shard, values in enumerate(compression.errors):
+                size = values.size if shard in compression.own_shards else 0
+                name = f"compression_error.{shard}"
+                yield _Flat(name, "optimizer", values, (0, size), self._state_tensors(name))
 
     def _state_tensors(self, state: str) -> list[TensorLayout]:
         return [TensorLayout(f"{slot.name}.{state}", list(slot.shape), slot.offset) for slot in self._parameters.slots]

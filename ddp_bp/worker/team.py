@@ -25,6 +25,7 @@ from ddp_bp.parallel.journal import Journal, Stage
 from ddp_bp.parallel.nodes import Nodes
 from ddp_bp.worker.audit import Audit
 from ddp_bp.worker.comparison import Comparison
+from ddp_bp.worker.compression import Compression
 from ddp_bp.worker.early import EarlyCarry
 from ddp_bp.worker.objective import Objective
 from ddp_bp.worker.phases import PhaseClock
@@ -40,7 +41,7 @@ class Trained:
 
     layout: a fingerprint of what must be equal on all ranks. audit: the fraction of shards that are computed twice.
     compare_every_steps: after how many steps ranks compare what they hold; 0: never.
-    buckets: how gradients are exchanged between nodes.
+    buckets: how gradients are exchanged between nodes. compression: how they are rounded.
     on_failure: shows a rank's own error, given the step, before the others stop.
     """
 
@@ -59,6 +60,7 @@ class Trained:
     audit: float = 0.0
     compare_every_steps: int = 0
     buckets: BucketChoice = NO_BUCKETS
+    compression: Compression | None = None
 
     @property
     def plan(self) -> ShardPlan:
@@ -68,6 +70,11 @@ class Trained:
     def vector_size(self) -> int:
         """Elements of a partial: those of the parameters, and of the buffers' moves."""
         return self.parameters.size + self.buffers.size
+
+    @property
+    def num_rounded(self) -> int:
+        """Elements of a partial, from the first, that are rounded, and their sums as well."""
+        return 0 if self.compression is None else self.compression.num_elements
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ def build_team(
     stack, holdings = of_shard_runs(arena, trained.vector_size, plan.num_shards, trained.parameters.dtype)
     early, exchange = None, _exchange(trained, arena, holdings, ranges)
     if isinstance(exchange, BucketExchange):
-        early = EarlyCarry(exchange)
+        early = EarlyCarry(exchange, trained.num_rounded)
     journal = _journal(trained, arena, exchange, (num_steps - 1, Stage.COMMITTED))
     update = _update(trained, communicator, exchange, journal)
     agreement = Agreement(communicator, plan.num_shards, trained.layout, journal.row)
@@ -143,6 +150,7 @@ def build_team(
         trained.clock,
         stack,
         early,
+        trained.compression,
     )
     step = TrainingStep(
         plan=plan,
@@ -215,7 +223,15 @@ def _exchange(
 ) -> Exchange | BucketExchange:
     communicator, nodes, size = arena.communicator, arena.nodes, trained.vector_size
     if not trained.buckets.num_elements or len(nodes.ranks) == 1:
-        return Exchange(communicator, nodes, size, trained.plan.num_shards, holdings, ranges=ranges)
+        return Exchange(
+            communicator,
+            nodes,
+            size,
+            trained.plan.num_shards,
+            holdings,
+            ranges=ranges,
+            num_rounded=trained.num_rounded,
+        )
     return BucketExchange(
         communicator,
         nodes,
@@ -224,6 +240,7 @@ def _exchange(
         arena.allocate("totals", size, trained.parameters.dtype),
         cut_buckets(trained.parameters.size, size, trained.buckets.num_elements),
         in_background=trained.buckets.in_background,
+        num_rounded=trained.num_rounded,
     )
 
 
@@ -260,4 +277,5 @@ def _update(
         clip_value=trained.clip_value,
         average=trained.average,
         pending=pending,
+        compression=trained.compression,
     )

@@ -27,6 +27,7 @@ from ddp_bp.parallel.exchange import Exchange
 from ddp_bp.parallel.journal import Journal, Stage
 from ddp_bp.parallel.membership import clip_bounds
 from ddp_bp.parallel.walk import BLOCK_ELEMENTS
+from ddp_bp.worker.compression import Compression
 from ddp_bp.worker.phases import Phase, PhaseClock
 
 Array = npt.NDArray[Any]
@@ -50,6 +51,7 @@ class Update:
         clip_value: float | None = None,
         average: ExponentialMovingAverage | None = None,
         pending: Sequence[Bounds] | None = None,
+        compression: Compression | None = None,
     ) -> None:
         """Vectors are (P + B,): parameters, and after them the buffers' moves. `average` follows the parameters.
 
@@ -58,6 +60,7 @@ class Update:
         clip_norm: the largest Euclidean norm of the mean gradient.
         clip_value: the largest absolute value of an element of it.
         pending: which elements have not been updated yet, where another rank has begun the step; all by default.
+        compression: what hears that a step has been taken.
         """
         self._parameters, self._buffers = parameters, buffers
         self._optimizer, self._average = optimizer, average
@@ -70,7 +73,7 @@ class Update:
         self._lo, self._hi = own.tolist()
         self._moves, self._journal = moves, journal
         self._changed = changed_vectors(parameters, optimizer, average)
-        self._pending = pending
+        self._pending, self._compression = pending, compression
         takes_norms = needs_norms(optimizer, clip_norm)
         self._gradient = np.empty(self._hi - self._lo, parameters.dtype) if takes_norms else None
         self.squared_norm = math.nan
@@ -125,6 +128,8 @@ class Update:
         if self._average is not None:
             self._average.advance()
         self._parameters.mark_changed()
+        if self._compression is not None:
+            self._compression.commit()
         if self._buffers.size:
             self._buffers.commit(self._moves)
         self._journal.note(step, Stage.COMMITTED)

@@ -21,7 +21,7 @@ from pathlib import Path
 _OWN = os.getpid() % 250
 NETWORK = f"10.77.{_OWN}"
 _BRIDGE = f"ddp{_OWN}br"
-_PASSED_ON = ("PYTHONPATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+_PASSED_ON = ("OPENBLAS_NUM_THREADS", "PYTHONPATH", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 NEEDED = ("ip", "tc", "unshare", "ssh", "ssh-keygen", "/usr/sbin/sshd")
 
 
@@ -58,11 +58,22 @@ class Hosts:
     def __exit__(self, *_: object) -> None:
         self._unmake()
 
-    def link(self, rate: str, delay: str) -> None:
-        """Give every host's link a rate, such as 1gbit, and a delay, such as 0.2ms."""
+    def link(self, rate: str, delay: str) -> str:
+        """Give every host's link a rate, such as 1gbit, and a delay, such as 0.2ms; what they got.
+
+        A kernel without netem gives them a rate alone.
+        """
+        netem = ("netem", "delay", delay, "rate", rate, "limit", "100000")
+        bucket = ("tbf", "rate", rate, "burst", "128kb", "latency", "100ms")
+        got = ""
         for name in self.names:
-            _run("ip", "netns", "exec", name, "tc", "qdisc", "replace", "dev", "eth0", "root", "netem", "delay", delay,
-                 "rate", rate, "limit", "100000")  # fmt: skip
+            queue = ("ip", "netns", "exec", name, "tc", "qdisc", "replace", "dev", "eth0", "root")
+            if subprocess.run((*queue, *netem), capture_output=True, check=False).returncode == 0:
+                got = f"{rate}, {delay}"
+            else:
+                _run(*queue, *bucket)
+                got = f"{rate}, no delay, since this kernel has no netem"
+        return got
 
     def mpirun(
         self, slots: list[int], arguments: list[object], timeout_seconds: float = 120

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hosts import NETWORK, Hosts
+from measure_links import DELAY, RATE, measure
 from support import ddp_bp, run_to_end, summary_of
 
 pytestmark = [pytest.mark.mpi, pytest.mark.hosts]
@@ -81,4 +82,22 @@ def test_train_starts_ranks_on_the_hosts_that_it_is_given(
     assert f"--mca btl_tcp_if_include {NETWORK}.0/24" in result.stdout
     summary = summary_of(tmp_path / "run")
     assert summary["world_size"] == 5
+    assert {key: summary[key] for key in SAME} == {key: alone[key] for key in SAME}
+
+
+@pytest.mark.timeout(240)
+def test_slow_links_are_measured_and_change_no_bit(hosts: Hosts, recipe: Path, tmp_path: Path) -> None:
+    """The figures are for people: other work on the machine changes them."""
+    assert hosts.link(RATE, DELAY).startswith("1gbit")
+    told = measure(hosts, 2, batch_per_rank=32, num_repeats=3)
+    print(json.dumps(told))
+    assert "exchanged during backward, in buckets of " in told["choice"]
+    compressed = ["--set", "exchange.compression=bf16"]
+    result = run_to_end(ddp_bp("train", recipe, "--run-dir", tmp_path / "alone", "--json", *compressed), 90)
+    assert result.returncode == 0, result.stderr
+    arguments = ["-m", "ddp_bp", "worker", recipe, "--run-dir", tmp_path / "run", *compressed]
+    arguments += ["--set", f"coordinator.host={hosts.addresses[0]}", "--set", "exchange.overlap=on"]
+    apart = hosts.mpirun([1, 1, 1], arguments)
+    assert apart.returncode == 0, apart.stderr
+    alone, summary = json.loads(result.stdout), summary_of(tmp_path / "run")
     assert {key: summary[key] for key in SAME} == {key: alone[key] for key in SAME}

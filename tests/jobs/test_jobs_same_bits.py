@@ -67,6 +67,28 @@ def test_buckets_that_cross_between_nodes_change_no_bit(
     assert_ledger_is_one_history(tmp_path / "run", summary)
 
 
+def test_compressed_gradients_have_the_same_bits_on_any_workers_and_after_a_resume(
+    run_ddp_bp, slow_recipe: Path, tmp_path: Path
+) -> None:
+    compressed = ["train", slow_recipe, "--json", "--set", "exchange.compression=bf16", "--set", "train.epochs=1"]
+    result = run_ddp_bp(*compressed, "--run-dir", tmp_path / "alone")
+    assert result.returncode == 0, result.stderr
+    alone = json.loads(result.stdout)
+    apart = ["--set", "exchange.algorithm=messages", "--set", "exchange.overlap=on"]
+    begun = [*compressed, "--run-dir", tmp_path / "run"]
+    result = run_ddp_bp(*begun, "-n", 3, *apart, "--set", "train.max_steps=9")
+    assert result.returncode == 0, result.stderr
+    result = run_ddp_bp(*begun, "-n", 2)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert_same(summary, alone)
+    assert summary["resumed_from_step"] == 9
+    # It is another run than one whose gradients are not compressed.
+    result = run_ddp_bp("train", slow_recipe, "--run-dir", tmp_path / "run", "--set", "train.epochs=1")
+    assert result.returncode == 2
+    assert "exchange.compression" in result.stderr
+
+
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_dropout_uneven_batches_and_idle_ranks_change_no_bit(
     run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict, size: int

@@ -146,6 +146,15 @@ def test_keys_of_another_choice_and_all_other_conflicts_are_reported_at_once() -
             {"fault": {"audit": 0.5}, "blas": {"allow_mixed": True}},
             "fault.audit: with blas.allow_mixed ranks compute different bits, which is no fault of theirs",
         ),
+        (
+            {"fault": {"audit": 0.5}, "exchange": {"compression": "bf16"}},
+            "fault.audit: with exchange.compression a shard's result depends on what its rank keeps from the step "
+            "before, so that no other can compute it",
+        ),
+        (
+            {"exchange": {"overlap": "off", "bucket_bytes": 3}},
+            "exchange.bucket_bytes: expected none with exchange.overlap = 'off', got 3",
+        ),
         ({"sample": {"characters": 3, "prompt": ""}}, "sample.prompt: expected a string of length >= 1, got ''"),
     ],
 )  # fmt: skip

@@ -166,6 +166,19 @@ def test_a_node_of_which_nobody_is_left_ends_the_step_on_all_others() -> None:
     assert first == last
 
 
+@pytest.mark.parametrize("nodes", [[0, 0, 0], [0, 1, 0]])
+def test_a_job_whose_gradients_are_compressed_goes_on_from_a_checkpoint(nodes: list[int]) -> None:
+    case = dataclasses.replace(WIDE, nodes=nodes, buckets=BucketChoice(1024, True), compressed=True)
+    built = threading.Barrier(3)
+
+    def run(communicator: Communicator) -> str:
+        with pytest.raises(NodeLostError, match=r"with exchange.compression the job must go on from a checkpoint"):
+            train(communicator, case, {2: 7}, built)
+        return "told"
+
+    assert run_ranks(3, run) == ["told", "told", None]
+
+
 class RaisesLater(nn.Module):
     """Raises whenever one thread has computed more than so many shards: only in the place of another."""
 

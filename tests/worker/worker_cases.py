@@ -21,12 +21,14 @@ from ddp_bp.optim import Optimizer
 from ddp_bp.parallel.arena import Arena
 from ddp_bp.parallel.bucket_choice import NO_BUCKETS, BucketChoice
 from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.parallel.membership import shard_run
 from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.wire import messages as m
 from ddp_bp.wire.codec import decode_from_worker, encode
 from ddp_bp.wire.phases import NUM_PHASE_BUCKETS, PHASE_BUCKETS_SECONDS
 from ddp_bp.worker.audit import Audit
 from ddp_bp.worker.comparison import Comparison
+from ddp_bp.worker.compression import Compression
 from ddp_bp.worker.objective import Objective
 from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.shards import ShardComputation
@@ -79,6 +81,7 @@ class Case:
     audit: float = 0.0
     compare_every_steps: int = 1
     buckets: BucketChoice = NO_BUCKETS
+    compressed: bool = False
 
 
 @dataclass
@@ -128,6 +131,10 @@ def build_rank(
     nodes = find_nodes(communicator) if case.nodes is None else Nodes(case.nodes[: communicator.size])
     failures: list[tuple[Exception, int]] = []
     average, moves = place_state(Arena(communicator, nodes), parameters, optimizer, buffers, case.ema_decay)
+    compression = None
+    if case.compressed:
+        errors = Arena(communicator, nodes).allocate("errors", (plan.num_shards, parameters.size), parameters.dtype)
+        compression = Compression(errors, shard_run(plan.num_shards, communicator.size, communicator.rank))
     trained = Trained(
         objective=objective,
         batches=Batches(case.dataset, plan),
@@ -144,10 +151,11 @@ def build_rank(
         audit=case.audit,
         compare_every_steps=case.compare_every_steps,
         buckets=case.buckets,
+        compression=compression,
     )
     team = build_team(trained, communicator, nodes)
     bounds = team.saved_bounds
-    snapshot = Snapshot(model, parameters, optimizer, buffers, average, bounds, communicator.rank)
+    snapshot = Snapshot(model, parameters, optimizer, buffers, average, bounds, communicator.rank, compression)
     return Rank(
         team,
         team.step,
