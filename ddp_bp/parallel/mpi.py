@@ -68,19 +68,21 @@ class MpiCommunicator:
             raise self._explained(error) from error
 
     def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
+        statuses: list[MPI.Status] | None = None
         try:
             if self._poll_seconds:
                 sends, receives = _eager(sends), _eager(receives)
             # MPI keeps messages between two ranks in order, so one tag is enough.
             requests = [self._comm.Irecv(array, source=source) for source, array in receives]
             requests += [self._comm.Isend(array, dest=destination) for destination, array in sends]
+            statuses = [self._mpi.Status() for _ in requests] if self.can_lose_ranks else None
             if self._poll_seconds:
-                while not self._mpi.Request.Testall(requests):
+                while not self._mpi.Request.Testall(requests, statuses):
                     time.sleep(self._poll_seconds)
             else:
-                self._mpi.Request.Waitall(requests)
+                self._mpi.Request.Waitall(requests, statuses)
         except self._error as error:
-            raise self._explained(error) from error
+            raise self._explained(error, statuses) from error
 
     def allreduce_sum(self, array: Array) -> None:
         try:
@@ -141,10 +143,16 @@ class MpiCommunicator:
         if self._comm != self._mpi.COMM_NULL:
             self._comm.Free()
 
-    def _explained(self, error: Exception) -> Exception:
-        """`error` of MPI as one of ours where it says that a rank has died."""
-        deaths = (self._mpi.ERR_PROC_FAILED, self._mpi.ERR_PROC_FAILED_PENDING, self._mpi.ERR_REVOKED)
-        if self.can_lose_ranks and error.error_class in deaths:  # type: ignore[attr-defined]
+    def _explained(self, error: Exception, statuses: Sequence[MPI.Status] | None = None) -> Exception:
+        """`error` of MPI as one of ours where it says that a rank has died.
+
+        `statuses`: of several messages, in which MPI says what has happened to each.
+        """
+        deaths = {self._mpi.ERR_PROC_FAILED, self._mpi.ERR_PROC_FAILED_PENDING, self._mpi.ERR_REVOKED}
+        found = {error.error_class}  # type: ignore[attr-defined]
+        if self._mpi.ERR_IN_STATUS in found:
+            found = {self._mpi.Get_error_class(status.Get_error()) for status in statuses or ()}
+        if self.can_lose_ranks and found & deaths:
             return PeerLostError(f"rank {self.rank} of {self.size}: another rank has died: {error}")
         return error
 

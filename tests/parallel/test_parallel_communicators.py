@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conformance import CHECKS, check_all
-from support import mpi_name
+from support import mpi_name, run_to_end
+from support import mpirun as mpirun_command
 
 from ddp_bp.errors import DeadlineError
 from ddp_bp.parallel.single import SingleCommunicator
@@ -28,6 +30,17 @@ def test_threads(size: int) -> None:
 def test_mpi(mpirun, size: int) -> None:
     result = mpirun(size, [Path(__file__).parent / "conformance.py"])
     assert result.stdout.strip() == f"{size} ranks passed {len(CHECKS)} checks", result.stderr
+
+
+@pytest.mark.mpi
+def test_a_rank_that_is_killed_while_gradients_are_exchanged() -> None:
+    """Under Open MPI the others end their exchange and go on; under MPICH all end."""
+    command = [*mpirun_command(3), sys.executable, Path(__file__).parent / "dying_exchange.py"]
+    if mpi_name() == "MPICH":
+        assert run_to_end(command, 60).returncode != 0
+    else:
+        result = run_to_end([command[0], "--with-ft", "ulfm", *command[1:]], 60)
+        assert result.stdout.strip() == "2 of 3 ranks went on", result.stderr
 
 
 def test_a_thread_that_stays_away_is_a_deadline_error_and_not_a_hang() -> None:
