@@ -7,6 +7,7 @@ link, with many by the processors. Leave the machine alone meanwhile.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -30,6 +31,8 @@ def measure(hosts: Hosts, num_hosts: int, batch_per_rank: int, num_repeats: int)
 def main(batches: list[int]) -> None:
     if reason := why_not():
         sys.exit(reason)
+    # The hosts go whoever ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as folder, Hosts(2, Path(folder)) as hosts:
         print(f"links: {hosts.link(RATE, DELAY)}", flush=True)
         for batch in batches:
