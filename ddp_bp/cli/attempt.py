@@ -47,6 +47,7 @@ class JobStart:
     survives: whether the other ranks are to go on when one dies, where MPI offers that.
     more_options: of mpirun. placement: on which hosts; interfaces, yields: see `launcher_options`.
     grace_seconds: how long a checkpoint may take after a signal that announces an end by force.
+    coordinator_shell: what runs the coordinator elsewhere, such as `ssh HOST`.
     """
 
     recipe: str
@@ -63,6 +64,7 @@ class JobStart:
     more_options: tuple[str, ...] = ()
     interfaces: tuple[Interface, ...] = ()
     yields: bool = False
+    coordinator_shell: tuple[str, ...] = ()
 
     def set_options(self) -> list[str]:
         return [argument for override in self.overrides for argument in ("--set", override)]
@@ -138,6 +140,7 @@ def _start_coordinator(
             num_restarts=num_restarts,
             job_folder=folder,
             takes_over=takes_over,
+            shell=start.coordinator_shell,
         )
 
     def say(text: str) -> None:

@@ -44,7 +44,7 @@ class KeptCoordinator:
     def check(self) -> int | None:
         """To be called a few times a second: its exit code if it has ended and no other one takes its place."""
         with self._lock:
-            code = self._current.process.poll()
+            code = self._current.poll()
             if code is None or code >= 0 or self._released:
                 return code
             now = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,21 @@ from typing import Any, TypeVar
 import click
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class WordsType(click.ParamType[tuple[str, ...]]):
+    """A command as one would type it into a shell, taken apart into its words."""
+
+    name = "command"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(shlex.split(value))
+        except ValueError as error:
+            self.fail(f"expected the words of a command, got {value!r}: {error}", param, ctx)
+
 
 recipe_argument = click.argument("recipe", metavar="RECIPE")
 

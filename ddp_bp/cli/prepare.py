@@ -44,12 +44,13 @@ def prepare(
     *,
     checked: bool = False,
     starts_coordinator: bool = True,
+    listens_here: bool = True,
 ) -> Prepared:
     """Read the recipe, load and check the data, build the model, and choose the checkpoint to resume from.
 
     `checked`: the process that started this one has done this before, so that values need no second look, and `never`
-    means that it found no checkpoint to resume from. `starts_coordinator`: whether there is none yet, so that its ports
-    must be free.
+    means that it found no checkpoint to resume from. `starts_coordinator`: whether there is none yet, so that nobody
+    may be writing to the run directory. `listens_here`: whether it listens here, so that its ports must be free.
 
     Raises:
         InputError: with what is wrong, where, and what to do. Nothing has been written.
@@ -59,7 +60,7 @@ def prepare(
     if starts_coordinator:
         run.check_free()
     recipe = run.resolve(recipe, world_size)
-    if starts_coordinator:
+    if starts_coordinator and listens_here:
         check_ports(recipe)
     job = assemble(recipe, base, check_data=not checked, cache=user_cache())
     checkpoint = None if checked and resume == "never" else run.select_checkpoint(resume, warn)

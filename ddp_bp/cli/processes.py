@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,24 +19,38 @@ from ddp_bp.errors import DeadlineError, InputError, LaunchError
 
 COORDINATOR_START_SECONDS = 20.0
 _PR_SET_PDEATHSIG = 1
+_FIRST_SIGNAL_CODE = 128
 
 
 @dataclass
 class CoordinatorProcess:
-    """A coordinator that ends when `lifeline`, the writing end of a pipe that only we hold, is closed."""
+    """A coordinator that ends when `lifeline`, the writing end of a pipe that only we hold, is closed.
+
+    `through_shell`: `process` is not the coordinator itself but a shell, perhaps on its way to another machine.
+    """
 
     process: subprocess.Popen[bytes]
     lifeline: int
+    through_shell: bool = False
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        code = self.process.poll()
+        return None if code is None else self._exit_code(code)
 
     def wait(self, timeout_seconds: float) -> int:
         """Its exit code; it is killed if it has not ended by then."""
         try:
-            return self.process.wait(timeout_seconds)
+            return self._exit_code(self.process.wait(timeout_seconds))
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
         finally:
             self.release()
+
+    def _exit_code(self, code: int) -> int:
+        # Shells give such a code for a command that was killed, and ssh also for a connection that was lost.
+        return -signal.SIGKILL if self.through_shell and code >= _FIRST_SIGNAL_CODE else code
 
     def release(self) -> None:
         """Let go of the lifeline, so that the coordinator finishes writing and ends."""
@@ -53,11 +69,14 @@ def start_coordinator(
     num_restarts: int = 0,
     job_folder: Path | None = None,
     takes_over: bool = False,
+    shell: Sequence[str] = (),
 ) -> CoordinatorProcess:
     """Start the coordinator of a run whose directory exists, and wait until it listens.
 
     `num_restarts`: how often all ranks have been started again. `job_folder`: the temporary folder of the job, which it
     clears away if this process can no longer do it. `takes_over`: whether it takes the place of one that was killed.
+    `shell`: a command that runs its last argument, a shell command, where the coordinator is to be, such as `ssh HOST`,
+    with the same run directory, and with its own input as a pipe. By default the coordinator is started here.
 
     Raises:
         InputError: it refused to start, for instance because a port is occupied; it has said why on stderr.
@@ -69,20 +88,25 @@ def start_coordinator(
     address_file.unlink(missing_ok=True)
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "ddp_bp", "coordinator", recipe, "-n", str(world_size), "--run-dir", str(run_dir)]
-    command += ["--total-steps", str(total_steps), "--parent-fd", str(reading), "--num-restarts", str(num_restarts)]
+    command += ["--total-steps", str(total_steps), "--num-restarts", str(num_restarts)]
     command += ["--takes-over"] if takes_over else []
-    command += ["--job-folder", str(job_folder)] if job_folder is not None else []
     command += [argument for override in overrides for argument in ("--set", override)]
+    if shell:
+        # No other descriptor of ours gets there than the input, and what a job leaves here is not there.
+        command = [*shell, shlex.join([*command, "--parent-fd", "0"])]
+    else:
+        command += ["--parent-fd", str(reading)]
+        command += ["--job-folder", str(job_folder)] if job_folder is not None else []
     process = subprocess.Popen(
         command,
         env=child_environment(),
-        pass_fds=(reading,),
-        stdin=subprocess.DEVNULL,
+        pass_fds=() if shell else (reading,),
+        stdin=reading if shell else subprocess.DEVNULL,
         # Its own session, so that Ctrl-C reaches us alone and we decide what it means.
         start_new_session=True,
     )
     os.close(reading)
-    started = CoordinatorProcess(process, writing)
+    started = CoordinatorProcess(process, writing, through_shell=bool(shell))
     deadline = time.monotonic() + COORDINATOR_START_SECONDS
     while not address_file.exists():
         if process.poll() is not None:

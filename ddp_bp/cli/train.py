@@ -55,6 +55,14 @@ POLL_SECONDS = 0.1
     "[default: fault.max_restarts]",
 )
 @click.option(
+    "--coordinator-shell",
+    type=options.WordsType(),
+    default="",
+    metavar="COMMAND",
+    help="Start the coordinator elsewhere, with this command and one more argument, a shell command: for example "
+    "'ssh HOST'. The run directory must be the same there, and coordinator.host an address of that host.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout, and the progress on stderr."
 )
 def train(
@@ -69,6 +77,7 @@ def train(
     resume: str,
     binds: bool,
     max_restarts: int | None,
+    coordinator_shell: tuple[str, ...],
     as_json: bool,
 ) -> int:
     """Train RECIPE, a packaged name (see `ddp-bp recipes`) or the path of a .toml file, on N workers.
@@ -87,11 +96,11 @@ def train(
     placement = find_placement(hosts, hostfile, num_workers, launcher)
     run_dir = run_dir or options.default_run_dir(recipe)
     view = TrainingView(to_stderr=as_json)
-    asked_for = _Invocation(recipe, overrides, num_workers, binds, hosts, hostfile, mpi_args)
+    asked_for = _Invocation(recipe, overrides, num_workers, binds, hosts, hostfile, mpi_args, coordinator_shell)
     if placement.spans_hosts:
         overrides = placement.with_coordinator_host(load_recipe(recipe, overrides)[0], overrides)
     with contextlib.redirect_stdout(sys.stderr):  # what a model of the user's own prints is no part of our output
-        prepared = prepare(recipe, overrides, placement.num_ranks, run_dir, resume)
+        prepared = prepare(recipe, overrides, placement.num_ranks, run_dir, resume, listens_here=not coordinator_shell)
     summary = prepared.run.finished_summary(prepared.recipe, prepared.job.total_steps)
     is_saved = prepared.checkpoint is not None and prepared.checkpoint.manifest.step == prepared.job.total_steps
     if summary is not None and resume == "auto" and is_saved:
@@ -111,6 +120,7 @@ def train(
             more_options=asked_for.mpi_options(),
             placement=placement,
             interfaces=tuple(own_interfaces(placement)),
+            coordinator_shell=coordinator_shell,
         )
         if placement.spans_hosts:
             # Rank 0 may be where the run directory is not, which says this after the first start.
@@ -138,6 +148,7 @@ class _Invocation:
     hosts: str | None
     hostfile: Path | None
     mpi_args: tuple[str, ...]
+    coordinator_shell: tuple[str, ...]
 
     def mpi_options(self) -> tuple[str, ...]:
         """The options of mpirun's own that the user gave, word by word."""
@@ -151,6 +162,7 @@ class _Invocation:
         for option, value in (("-n", self.num_workers), ("--hosts", self.hosts), ("--hostfile", self.hostfile)):
             command += [option, str(value)] if value is not None else []
         command += [word for argument in self.mpi_args for word in ("--mpi-arg", argument)]
+        command += ["--coordinator-shell", shlex.join(self.coordinator_shell)] if self.coordinator_shell else []
         command += [argument for override in self.overrides for argument in ("--set", override)]
         return shown_command([*command, "--run-dir", str(run_dir), *([] if self.binds else ["--no-bind"])])
 
