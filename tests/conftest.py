@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -84,6 +86,18 @@ def other_pythons(request: pytest.FixtureRequest) -> list[Path]:
     """Interpreters of environments with another MPI, in which jobs must have the same bits."""
     pythons: list[Path] = request.config.getoption("--other-python")
     return pythons
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A folder of these tests alone for what jobs and MPI put aside: they tidy up there, and other jobs may run."""
+    # What pytest keeps of tests stays where it would be.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    folder = tempfile.TemporaryDirectory(prefix="ddp-", ignore_cleanup_errors=True)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TMPDIR", folder.name)
+    patch.setattr(tempfile, "tempdir", folder.name)
+    config.add_cleanup(folder.cleanup)
+    config.add_cleanup(patch.undo)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

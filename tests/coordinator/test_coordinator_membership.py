@@ -9,6 +9,7 @@ import pytest
 from coordinator_fakes import Machine, checkpoint_parts, hello, report, sent, tool_hello
 
 from ddp_bp.coordinator import events as e
+from ddp_bp.coordinator.checkpoints import AWAY_SECONDS
 from ddp_bp.coordinator.lifecycle import State
 from ddp_bp.coordinator.metrics import JobCollector
 from ddp_bp.coordinator.status import ready_problem, status_of
@@ -191,3 +192,21 @@ def test_a_new_coordinator_learns_who_is_left_from_the_ranks_themselves(tmp_path
         go_on(machine, identity, number, 1)
     assert machine.coordinator.state is State.TRAINING
     assert ready_problem(machine.coordinator) is None
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_checkpoint_waits_only_for_a_while_for_the_part_of_a_rank_that_is_away(
+    three: Machine, comes_back: bool
+) -> None:
+    for rank in (0, 2):
+        send_checkpoint(three, str(rank).encode(), rank, "final", 3)
+    three.event(e.Disconnected(b"1"))
+    three.tick(0.1)
+    if comes_back:
+        three.tick(AWAY_SECONDS - 0.2)
+        three.receive(b"new", hello(1, world_size=3))
+    told = [done for _ in range(3) for _, done in sent(three.tick(AWAY_SECONDS), m.CheckpointDone)]
+    assert three.coordinator.checkpoints.receiving is comes_back
+    assert [(done.request_id, done.ok, done.rank_away) for done in told] == (
+        [] if comes_back else [("final", False, True)] * 2
+    )

@@ -13,6 +13,7 @@ import numpy as np
 from ddp_bp import nn
 from ddp_bp.cli.environment import launched_ranks
 from ddp_bp.worker.checkpointing import Checkpointing
+from ddp_bp.worker.comparison import Comparison
 
 
 def launched_rank() -> int | None:
@@ -203,3 +204,17 @@ def dying_while_saving(input_shape, num_outputs):
     if launched_rank() == 1:
         Checkpointing.save_now = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
     return slow(input_shape, num_outputs)
+
+
+def dying_after_evaluation(input_shape, num_outputs):
+    """The slow model; rank 1 kills itself at the end of the second epoch, between evaluation and checkpoint."""
+    if launched_rank() == 1:
+        compare = Comparison.run
+
+        def run(self, when):
+            if when.endswith("step 42"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            compare(self, when)
+
+        Comparison.run = run
+    return slow(input_shape, num_outputs, 0.005)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -71,6 +72,23 @@ def test_one_after_another_dies(start_command, slow_recipe: Path, tmp_path: Path
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
     assert assert_is_the_same_run(run_dir, undisturbed)["recoveries"] == 3
+
+
+def test_what_follows_a_step_is_done_again_and_counts_once(run_ddp_bp, slow_recipe: Path, tmp_path: Path) -> None:
+    """A plateau that always lowers the rate would do so once more if it heard of an evaluation twice."""
+    options = ["--set", "schedule.name=plateau", "--set", "schedule.patience=0", "--set", "schedule.threshold=10.0"]
+    options += ["--set", "model.factory=job_models:dying_after_evaluation", "--set", "checkpoint.every_steps=21"]
+    results = [
+        run_ddp_bp("train", slow_recipe, "-n", size, "--run-dir", tmp_path / str(size), *options, "--json")
+        for size in (1, 3)
+    ]
+    assert [result.returncode for result in results] == [0, 0], results[1].stderr
+    assert "2 of 3 ranks go on from step 42" in results[1].stderr
+    alone, recovered = (json.loads(result.stdout) for result in results)
+    assert recovered["recoveries"] == 1
+    assert_same(recovered, alone)
+    checkpoints = sorted(path.name for path in (tmp_path / "3" / "checkpoints").iterdir())
+    assert checkpoints == ["step-00000021", "step-00000042", "step-00000063"]
 
 
 def test_a_death_while_the_last_checkpoint_is_sent_costs_another_try(
