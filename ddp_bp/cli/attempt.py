@@ -26,7 +26,7 @@ from ddp_bp.cli.placement import Placement, launcher_options
 from ddp_bp.cli.processes import CoordinatorProcess, end_process_group, start_coordinator, start_mpirun
 from ddp_bp.cli.signals import STOP_EXIT_CODES, ends_at_once
 from ddp_bp.cli.supervise import Attempt, Ending
-from ddp_bp.cli.view import TrainingView, fetch_status, shown_command
+from ddp_bp.cli.view import TrainingView, shown_command
 from ddp_bp.coordinator.client import CoordinatorAddress, ToolClient
 from ddp_bp.errors import DdpError, InputError, LaunchError
 from ddp_bp.worker.signals import ANNOUNCEMENTS
@@ -47,6 +47,7 @@ class JobStart:
     survives: whether the other ranks are to go on when one dies, where MPI offers that.
     more_options: of mpirun. placement: on which hosts; interfaces, yields: see `launcher_options`.
     grace_seconds: how long a checkpoint may take after a signal that announces an end by force.
+    silence_seconds: after how long a rank that is not heard of counts as gone; 0: never.
     coordinator_shell: what runs the coordinator elsewhere, such as `ssh HOST`.
     """
 
@@ -57,6 +58,7 @@ class JobStart:
     run_dir: Path
     total_steps: int
     grace_seconds: float
+    silence_seconds: float
     launcher: Launcher
     kernels: str | None
     placement: Placement
@@ -83,6 +85,7 @@ class JobStart:
             arguments,
             self.kernels,
             survives=self.survives and self.num_workers > 1,
+            counts_cores=not self.placement.hosts,
             more=(*where, *self.more_options),
         )
 
@@ -121,7 +124,8 @@ def run_attempt(
                 view.say(shown_command(command))
             mpirun = start_mpirun(command, folder)
             watch = _Watch(mpirun, coordinator, address, start.run_dir, start.grace_seconds, asked, view)
-            watch.folder, watch.watches_hosts = folder, start.placement.spans_hosts
+            if start.placement.spans_hosts:
+                watch.folder, watch.silence_seconds = folder, start.silence_seconds
             return watch.until_the_end(), address
         finally:
             coordinator.release()
@@ -171,7 +175,7 @@ class _Watch:
     left_at_once: bool = False
     began: float = field(default_factory=time.time)
     folder: Path = Path()
-    watches_hosts: bool = False
+    silence_seconds: float = 0.0
     has_silent_host: bool = False
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=_NUM_LAST_LINES))
 
@@ -220,8 +224,8 @@ class _Watch:
                 gone_at = min(gone_at, time.monotonic())
                 if time.monotonic() - gone_at > MPIRUN_END_SECONDS:
                     return None
-            self.view.refresh(self.address.url)
-            if self.watches_hosts and (silent := silent_host(fetch_status(self.address.url))):
+            status = self.view.refresh(self.address.url)
+            if silent := silent_host(status, self.silence_seconds):
                 self.has_silent_host = True
                 return silent
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from ddp_bp.coordinator.disk import FAULTS_FILE
 
+RECENT_SECONDS = 120.0
+"""How long ago an eviction may be that the end of a job is put down to."""
+
 
 def last_eviction(run_dir: Path, since_unix_seconds: float) -> str | None:
-    """Who was evicted last, and why, in words; None if nobody was since then."""
+    """Who was evicted last, and why, in words; None if nobody was since then, or not recently."""
+    since = max(since_unix_seconds, time.time() - RECENT_SECONDS)
     try:
-        lines = (run_dir / FAULTS_FILE).read_text().splitlines()
-    except OSError:
+        record = json.loads((run_dir / FAULTS_FILE).read_text().splitlines()[-1])
+        if record["unix_seconds"] < since:
+            return None
+        ranks = ", ".join(str(row["rank"]) for row in record["ranks"])
+        return f"rank {ranks} was evicted: {record['reason']} for {record['seconds']:.0f} s"
+    except (OSError, ValueError, LookupError):
+        # None yet, or the coordinator was killed in the middle of a line.
         return None
-    if not lines or (record := json.loads(lines[-1]))["unix_seconds"] < since_unix_seconds:
-        return None
-    ranks = ", ".join(str(row["rank"]) for row in record["ranks"])
-    return f"rank {ranks} was evicted: {record['reason']} for {record['seconds']:.0f} s"

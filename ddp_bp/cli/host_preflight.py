@@ -70,30 +70,27 @@ def ask_hosts(
     kernels: str | None,
     paths: Sequence[str] = (),
     connect_seconds: int = CONNECT_SECONDS,
+    *,
+    listens_here: bool = True,
 ) -> Answers:
     """Ask every other host of `placement` what it has, all at once.
 
     Args:
-        coordinator: the (host, port) at which the coordinator will listen, on this host; port 0 is any free one.
+        coordinator: the (host, port) at which the coordinator will listen; port 0 is any free one.
         kernels: what OpenBLAS is to be told there. paths: what to look for.
         connect_seconds: how long a host may take to accept a connection.
+        listens_here: whether that is on this host, so that the way there can be tried.
 
     Raises:
         AddressError: nobody can listen there.
     """
     host, port = coordinator
-    with contextlib.closing(bind_http(host, port)) as listener:
-        address = f"{reachable_host(str(listener.getsockname()[0]))}:{listener.getsockname()[1]}"
-        command = [
-            sys.executable,
-            "-m",
-            "ddp_bp",
-            "host-check",
-            "--connect",
-            address,
-            "--towards",
-            reachable_host(host),
-        ]
+    command = [sys.executable, "-m", "ddp_bp", "host-check", "--towards", reachable_host(host)]
+    with contextlib.ExitStack() as stack:
+        if listens_here:
+            listener = stack.enter_context(contextlib.closing(bind_http(host, port)))
+            bound = listener.getsockname()
+            command += ["--connect", f"{reachable_host(str(bound[0]))}:{bound[1]}"]
         command += [word for path in paths for word in ("--path", path)]
         variables = {"OPENBLAS_CORETYPE": kernels} if kernels else {}
         began = time.time()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_bp.errors import LaunchError
-from ddp_bp.recipes.fault import FaultSection
+from ddp_bp.recipes.schema import Recipe
 
 _PROBE_SECONDS = 30
 
@@ -54,21 +54,29 @@ def find_launcher() -> Launcher:
     return Launcher(path, library, re.search(r"Fault Tolerance support:\s*yes", info, re.IGNORECASE) is not None)
 
 
-def recovery_line(launcher: Launcher, fault: FaultSection, *, has_checkpoints: bool) -> str:
+def recovers_in_place(recipe: Recipe) -> bool:
+    """Whether the ranks that are left are to go on when one dies, where MPI offers that."""
+    return recipe.fault.recovery == "auto" and recipe.exchange.compression == "none"
+
+
+def recovery_line(launcher: Launcher, recipe: Recipe, *, has_checkpoints: bool) -> str:
     """What happens when a rank dies, in one line for people. `has_checkpoints`: whether any is due before the end."""
+    fault = recipe.fault
     where = "from the newest checkpoint" if has_checkpoints else "from the beginning (checkpoint.every_steps is 0)"
     restart = f"restart {where}, at most {fault.max_restarts} in a row without progress"
     if fault.recovery == "none":
         return "recovery: none (fault.recovery); when a rank dies, the job ends"
-    if fault.recovery == "auto" and launcher.reports_deaths:
+    if recovers_in_place(recipe) and launcher.reports_deaths:
         otherwise = f"if a whole node dies: {restart}" if fault.max_restarts else "if a whole node dies, the job ends"
         return (
             f"recovery: in place ({launcher.library} with ULFM), the ranks that are left finish the step; {otherwise}"
         )
     if fault.max_restarts == 0:
         return "recovery: none (fault.max_restarts is 0); when a rank dies, the job ends"
-    why = f" ({launcher.library} has no ULFM, so not in place)" if fault.recovery == "auto" else ""
-    return f"recovery: {restart}{why}"
+    if fault.recovery == "restart":
+        return f"recovery: {restart}"
+    why = "exchange.compression" if not recovers_in_place(recipe) else f"{launcher.library} has no ULFM"
+    return f"recovery: {restart} ({why}, so not in place)"
 
 
 def mpirun_command(
@@ -78,12 +86,14 @@ def mpirun_command(
     kernels: str | None = None,
     *,
     survives: bool = False,
+    counts_cores: bool = True,
     more: Sequence[str] = (),
 ) -> list[str]:
     """The mpirun line that starts the workers with this interpreter.
 
     `kernels`: what OpenBLAS is to be told on every host, if anything. `survives`: let the other ranks go on when one
-    dies, where this launcher can. `more`: further options of this launcher.
+    dies, where this launcher can. `counts_cores`: whether all ranks run here, so that the cores of this host count.
+    `more`: further options of this launcher.
     """
     options: list[str] = []
     setting = f"OPENBLAS_CORETYPE={kernels}"
@@ -99,7 +109,7 @@ def mpirun_command(
             options += ["--with-ft", "ulfm"]
         if kernels is not None:
             options += ["-x", setting]
-        if num_workers > len(os.sched_getaffinity(0)):
+        if counts_cores and num_workers > len(os.sched_getaffinity(0)):
             # Ranks that wait must leave the core to those that compute.
             options += ["--mca", "mpi_yield_when_idle", "true"]
     program = [sys.executable, "-m", "ddp_bp", *worker_arguments]

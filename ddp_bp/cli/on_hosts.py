@@ -31,7 +31,11 @@ def checked_start(start: JobStart, prepared: Prepared, kernels: Kernels) -> JobS
         if not is_this_host(first) and _reads_checkpoints(prepared):
             probe = str(stack.enter_context(probe_file(prepared.run.path)))
         answers = ask_hosts(
-            placement, (section.host, section.port), start.kernels, [*needed, *([probe] if probe else [])]
+            placement,
+            (section.host, section.port),
+            start.kernels,
+            [*needed, *([probe] if probe else [])],
+            listens_here=not start.coordinator_shell,
         )
     problems = []
     for host, report in answers.reports.items():
@@ -64,7 +68,13 @@ def start_on_hosts_left(first: JobStart, prepared: Prepared, say: Callable[[str]
     """
     host = prepared.recipe.coordinator.host
     # It has answered before, so a short time is enough.
-    answers = ask_hosts(first.placement, (host, 0), first.kernels, connect_seconds=RECONNECT_SECONDS)
+    answers = ask_hosts(
+        first.placement,
+        (host, 0),
+        first.kernels,
+        connect_seconds=RECONNECT_SECONDS,
+        listens_here=not first.coordinator_shell,
+    )
     for host, why in answers.unfit.items():
         say(f"ddp-bp: host {host} is left out: {why}")
     placement = first.placement.without(list(answers.unfit))

@@ -13,8 +13,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-SILENCE_SECONDS = 15.0
-"""Ranks send a heartbeat every second, however long a step takes."""
+from ddp_bp.wire.phases import WAITING
 
 _MARK = "\x1fddp-bp outcome "
 _STDERR = 2
@@ -57,14 +56,22 @@ def why_it_ended(lines: Sequence[str], mpirun_exit_code: int) -> str:
     return f"ranks were lost, and mpirun ended with exit code {mpirun_exit_code}"
 
 
-def silent_host(status: dict[str, Any] | None) -> str | None:
+def silent_host(status: dict[str, Any] | None, silence_seconds: float) -> str | None:
     """Which host nothing is heard from any more, given what /api/status says of a job; None: all are heard.
 
-    MPI does not notice a link that goes dark. The ranks there do as we do: they end when they hear nothing.
+    MPI does not notice a link that goes dark, nor can anybody here end the ranks behind it. So if no rank of a host has
+    been heard of for half of `silence_seconds` (0: never), and all others wait, the job is started again without it. A
+    rank alone among others of its host is left to the coordinator.
     """
-    for rank in (status or {}).get("ranks", ()):
-        if (rank["heartbeat_age_seconds"] or 0.0) > SILENCE_SECONDS:
-            return f"nothing was heard of rank {rank['rank']} on {rank['hostname']} for {SILENCE_SECONDS:g} s"
+    ranks = (status or {}).get("ranks", [])
+    limit_seconds = silence_seconds / 2
+    silent = [row for row in ranks if row["suspected"] == "silent" and row["suspected_seconds"] > limit_seconds]
+    if not silence_seconds or not silent or any(row["doing"] != WAITING for row in ranks if row not in silent):
+        return None
+    for host in {row["hostname"] for row in silent}:
+        gone = [row["rank"] for row in silent if row["hostname"] == host]
+        if len(gone) == sum(row["hostname"] == host for row in ranks):
+            return f"nothing was heard of rank {', '.join(map(str, gone))} on {host} for {limit_seconds:g} s"
     return None
 
 

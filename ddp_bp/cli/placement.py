@@ -118,8 +118,13 @@ def launcher_options(
         interfaces: those by which the hosts reach each other, as far as they are known.
         yields: whether a host has more ranks than cores.
     """
-    if not placement.hosts or not launcher.is_open_mpi:
+    if not launcher.is_open_mpi:
         return []
+    if not placement.hosts:
+        here = [host.name for host in placement.offered if is_this_host(host.name)]
+        # mpirun itself has been told of more hosts than this one.
+        is_told = here and len(here) < len(placement.offered) and not placement.source.startswith("--")
+        return ["--host", f"{here[0]}:{placement.num_ranks}"] if is_told else []
     options = ["--map-by", "slot"]
     if placement.source != SLURM or placement.hosts != used_by(placement.offered, placement.num_ranks):
         options += ["--hostfile", str(hostfile)]

@@ -18,7 +18,7 @@ from ddp_bp.cli import options
 from ddp_bp.cli.attempt import JobStart, run_attempt
 from ddp_bp.cli.hosts import described
 from ddp_bp.cli.kernels import Kernels, settle_kernels
-from ddp_bp.cli.launcher import find_launcher, recovery_line
+from ddp_bp.cli.launcher import find_launcher, recovers_in_place, recovery_line
 from ddp_bp.cli.on_hosts import checked_start, start_on_hosts_left
 from ddp_bp.cli.output import print_json
 from ddp_bp.cli.placement import find_placement, own_interfaces
@@ -97,7 +97,7 @@ def train(
     run_dir = run_dir or options.default_run_dir(recipe)
     view = TrainingView(to_stderr=as_json)
     asked_for = _Invocation(recipe, overrides, num_workers, binds, hosts, hostfile, mpi_args, coordinator_shell)
-    if placement.spans_hosts:
+    if placement.spans_hosts and not coordinator_shell:
         overrides = placement.with_coordinator_host(load_recipe(recipe, overrides)[0], overrides)
     with contextlib.redirect_stdout(sys.stderr):  # what a model of the user's own prints is no part of our output
         prepared = prepare(recipe, overrides, placement.num_ranks, run_dir, resume, listens_here=not coordinator_shell)
@@ -116,7 +116,8 @@ def train(
             grace_seconds=prepared.recipe.fault.grace_seconds,
             launcher=launcher,
             kernels=kernels.asked_for,
-            survives=prepared.recipe.fault.recovery == "auto",
+            silence_seconds=prepared.recipe.fault.silence_seconds,
+            survives=recovers_in_place(prepared.recipe),
             more_options=asked_for.mpi_options(),
             placement=placement,
             interfaces=tuple(own_interfaces(placement)),
@@ -168,7 +169,7 @@ class _Invocation:
 
 
 def _run(prepared: Prepared, start: JobStart, asked_for: _Invocation, kernels: Kernels, view: TrainingView) -> int:
-    run_dir, fault = prepared.run.path, prepared.recipe.fault
+    run_dir = prepared.run.path
     prepared.run.create(prepared.recipe, prepared.environment(mpirun=start.mpirun([]), kernels_chosen_by=kernels.why))
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
     view.say(prepared.job.data.description)
@@ -179,7 +180,7 @@ def _run(prepared: Prepared, start: JobStart, asked_for: _Invocation, kernels: K
     if kernels.warning:
         warn(kernels.warning)
     due = prepared.recipe.checkpoint
-    view.say(recovery_line(start.launcher, fault, has_checkpoints=bool(due.every_steps or due.every_seconds)))
+    view.say(recovery_line(start.launcher, prepared.recipe, has_checkpoints=bool(due.every_steps or due.every_seconds)))
     if prepared.checkpoint is not None:
         view.say(f"going on from step {prepared.checkpoint.manifest.step}: {prepared.checkpoint.path}")
     with stop_signals() as asked:

@@ -66,16 +66,17 @@ class TrainingView:
             finally:
                 self._live = None
 
-    def refresh(self, url: str) -> None:
-        """Ask the coordinator how the job is doing, and show it."""
+    def refresh(self, url: str) -> dict[str, Any] | None:
+        """Ask the coordinator how the job is doing, and show it. What it has answered, if it has."""
         status = fetch_status(url)
         if status is None:
-            return
+            return None
         if self._live is not None:
             self._live.update(_progress_table(status), refresh=True)
         elif status["eval_step"] != self._shown_eval_step or status["state"] == "finished":
             self._shown_eval_step = status["eval_step"]
             self.say("  ".join(f"{name} {value}" for name, value in _figures(status) if value != "-"))
+        return status
 
 
 def _figures(status: dict[str, Any]) -> list[tuple[str, str]]:

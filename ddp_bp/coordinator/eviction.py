@@ -15,7 +15,7 @@ from ddp_bp.coordinator.config import CoordinatorConfig
 from ddp_bp.coordinator.events import AppendFault, Instruction, Kill, Killed, Log, Send
 from ddp_bp.coordinator.roster import Member, Roster
 from ddp_bp.coordinator.stacks import whereabouts
-from ddp_bp.coordinator.suspicion import Reason, Suspicion
+from ddp_bp.coordinator.suspicion import Reason, Suspicion, idle_seconds
 from ddp_bp.wire.messages import End
 
 GO_ON_SECONDS: Final = 20.0
@@ -53,7 +53,8 @@ class EvictionDesk:
                 logs.append(Log("warning", _described(one, now)))
         for rank in [rank for rank in self._named if rank not in by_rank]:
             del self._named[rank]
-            if self._roster.member(rank) is not None:
+            member = self._roster.member(rank)
+            if member is not None and now - member.heard_at < self._config.suspect_seconds:
                 logs.append(Log("warning", f"rank {rank} is heard of again, and goes on"))
         if self._incident is not None or not (overdue := [one for one in suspected if self._is_overdue(one)]):
             return logs, False
@@ -114,18 +115,29 @@ class EvictionDesk:
         if all(self._roster.member(rank) is not member for rank, member in incident.ranks.items()):
             self._incident = None
             return [], None
-        if now - incident.acted_at < GO_ON_SECONDS:
+        if now - incident.acted_at < GO_ON_SECONDS or self._makes_progress(incident, now):
             return [], None
         self._incident = None
         ranks = ", ".join(map(str, incident.ranks))
         why = f"the job has not gone on without rank {ranks}, which was evicted: {incident.reason}"
         return [Send(identity, End(why)) for identity in self._roster.connected()], why
 
+    def _makes_progress(self, incident: _Incident, now: float) -> bool:
+        """Whether a rank that is left does something, such as to compute in the place of the one that is gone."""
+        left = [member for rank, member in self._roster if rank not in incident.ranks and member.position is not None]
+        since = incident.acted_at or now
+        return any(_moved_at(member) > since and idle_seconds(member, now, since) < GO_ON_SECONDS for member in left)
+
     def _is_overdue(self, one: Suspicion) -> bool:
         if one.reason == "silent":
             # Of ranks that are silent all together, it is the coordinator that may be cut off.
             return 0 < self._config.silence_seconds <= one.seconds and one.all_wait
         return 0 < self._config.hang_seconds <= one.seconds
+
+
+def _moved_at(member: Member) -> float:
+    """When a rank that has said what it is doing last made progress."""
+    return member.position_at - (member.position.seconds if member.position is not None else 0.0)
 
 
 def _described(one: Suspicion, now: float) -> str:

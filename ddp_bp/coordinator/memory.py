@@ -50,6 +50,8 @@ class Memory(msgspec.Struct, frozen=True):
     num_disk_failures: dict[DiskJob, int]
     num_ledger_gaps: int
     num_recoveries: int
+    membership_epoch: int
+    lost_ranks: tuple[int, ...]
     num_evictions: dict[Reason, int]
 
 
@@ -65,6 +67,8 @@ def memory_of(coordinator: Coordinator) -> Memory:
         dict(coordinator.durability.num_failures),
         coordinator.durability.num_ledger_gaps,
         coordinator.roster.num_recoveries,
+        coordinator.roster.epoch,
+        coordinator.roster.lost,
         dict(coordinator.evictions.num_evictions),
     )
 
@@ -75,6 +79,8 @@ def recall(coordinator: Coordinator, memory: Memory) -> None:
     if memory.run_id != coordinator.config.run_id:
         # All ranks have been started again, and count from 0.
         sums.begin_anew()
+    else:
+        coordinator.roster.epoch, coordinator.roster.lost = memory.membership_epoch, memory.lost_ranks
     coordinator.progress.count_on(sums)
     _take_in(record, memory.checkpoints)
     coordinator.num_messages = Counter(memory.num_messages)

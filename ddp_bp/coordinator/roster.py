@@ -111,7 +111,7 @@ class Roster:
     def is_back(self, hello: Hello) -> bool:
         """Whether this very process held its rank before: its connection was lost, or seemed to be."""
         before = self._members.get(hello.rank)
-        return before is not None and (before.hello.pid, before.hello.hostname) == (hello.pid, hello.hostname)
+        return before is not None and _is_same_process(before.hello, hello)
 
     def join(self, hello: Hello, identity: bytes, now: float) -> Member:
         """Takes in a worker that was not refused; in place of the one that held its rank before, if any."""
@@ -121,7 +121,7 @@ class Roster:
         if (other := self._ranks.pop(identity, None)) is not None and other != hello.rank:
             del self._members[other]
         member = self._members[hello.rank] = Member(hello, identity, heard_at=now, rank=hello.rank)
-        if before is not None and (before.hello.pid, before.hello.hostname) == (hello.pid, hello.hostname):
+        if before is not None and _is_same_process(before.hello, hello):
             member.rank, member.epoch = before.rank, before.epoch
         self._ranks[identity] = hello.rank
         return member
@@ -216,3 +216,9 @@ class Roster:
     @property
     def shards(self) -> int | None:
         return next((member.hello.shards for member in self._members.values()), None)
+
+
+def _is_same_process(one: Hello, other: Hello) -> bool:
+    if one.process and other.process:
+        return one.process == other.process
+    return (one.pid, one.hostname) == (other.pid, other.hostname)

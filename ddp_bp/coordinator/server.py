@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
 import uvicorn
@@ -157,22 +157,28 @@ class _Server:
             await asyncio.sleep(0)
 
     async def _tick(self) -> None:
-        remembered_at = time.monotonic()
+        remembered_at, remembering = time.monotonic(), None
         while True:
             await asyncio.sleep(TICK_SECONDS)
             await self._happened(e.Tick())
-            if time.monotonic() - remembered_at >= REMEMBER_SECONDS:
+            if time.monotonic() - remembered_at >= REMEMBER_SECONDS and (remembering is None or remembering.done()):
                 remembered_at = time.monotonic()
-                await self._remember()
+                # A disk that hangs must not stop the clock.
+                remembering = self._follow(self._remember())
 
     def _disk_answered(self, event: e.DiskAnswer) -> None:
         self._loop.call_soon_threadsafe(self._post, event)
 
     def _post(self, event: e.Event) -> None:
         """Hands in an event from where one cannot wait."""
-        task = asyncio.create_task(self._happened(event))
+        self._follow(self._happened(event))
+
+    def _follow(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Have something done meanwhile; an error of it ends the coordinator."""
+        task = asyncio.create_task(work)
         self._posted.add(task)
         task.add_done_callback(self._posted_done)
+        return task
 
     def _posted_done(self, task: asyncio.Task[None]) -> None:
         self._posted.discard(task)

@@ -54,7 +54,7 @@ def suspicions(
         return [Suspicion(rank, member, "silent", heard[rank], all_wait) for rank, member in silent]
     if not waiting or any(_phase(member) not in (WAITING, *WORKING) for _, member in awake):
         return []
-    seconds = min(_idle(member, now, here_since) for _, member in awake)
+    seconds = min(idle_seconds(member, now, here_since) for _, member in awake)
     if seconds < max(suspect_seconds, STEPS_BEFORE_STUCK * step_seconds):
         return []
     if all_wait:
@@ -66,7 +66,7 @@ def _phase(member: Member) -> str:
     return "" if member.position is None else member.position.phase
 
 
-def _idle(member: Member, now: float, here_since: float) -> float:
-    """For how long a rank has made no progress."""
+def idle_seconds(member: Member, now: float, here_since: float) -> float:
+    """For how long a rank that has said what it is doing has made no progress."""
     assert member.position is not None
     return member.position.seconds + now - max(member.position_at, here_since)

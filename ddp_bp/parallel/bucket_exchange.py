@@ -167,6 +167,7 @@ class BucketExchange(Ownership):
             for block in each.blocks:
                 total_of(block)
             sums = each.sums
+            self.num_rounds += 1
         self._send(sums)
         if self._has_neighbours:
             self._used.exchange(self._tokens_out, self._tokens_in)

@@ -48,6 +48,8 @@ class Journal:
         block_elements: int,
         dtype: npt.DTypeLike,
         position: tuple[int, Stage] = (-1, Stage.COMMITTED),
+        *,
+        keeps_blocks: bool = True,
     ) -> None:
         """Collective.
 
@@ -56,14 +58,14 @@ class Journal:
             num_vectors: how many vectors a block of the state has.
             block_elements: the most elements that are changed at once, on any rank.
             position: where all ranks begin.
+            keeps_blocks: whether others will go on if a rank dies, and so must know what a block was.
         """
         communicator, nodes = arena.communicator, arena.nodes
         self._ranks = nodes.ranks[nodes.node_of_rank[communicator.rank]]
         count, place = len(self._ranks), self._ranks.index(communicator.rank)
         self._notes = arena.allocate("journal", (count, 5), np.int64)
         self._rows = arena.allocate("rows", (count, row_bytes), np.uint8)
-        # Where nobody can go on after a death, nobody needs to know what a block was.
-        self._keeps_blocks = communicator.can_lose_ranks and communicator.size > 1
+        self._keeps_blocks = keeps_blocks and communicator.can_lose_ranks and communicator.size > 1
         shape = (count, num_vectors, block_elements if self._keeps_blocks else 0)
         self._blocks = arena.allocate("undo", shape, dtype)
         self._own, self._own_block = self._notes[place], self._blocks[place]

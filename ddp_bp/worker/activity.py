@@ -16,6 +16,7 @@ from types import CodeType, FrameType, MappingProxyType
 from ddp_bp.data.batches import Batches
 from ddp_bp.engine.value import Value
 from ddp_bp.optim import Optimizer
+from ddp_bp.parallel.bucket_exchange import BucketExchange
 from ddp_bp.parallel.mpi import MpiCommunicator
 from ddp_bp.wire.messages import Position, ThreadStack
 from ddp_bp.wire.phases import WAITING
@@ -42,6 +43,7 @@ _PHASES: Mapping[CodeType, str] = MappingProxyType(
         Checkpointing.begin.__code__: "checkpoint",
         Checkpointing.wait.__code__: "checkpoint",
         write_sample.__code__: "sampling",
+        BucketExchange.finish.__code__: WAITING,
     }
 )
 _OPTIMIZERS = Optimizer.__module__.rpartition(".")[0] + "."

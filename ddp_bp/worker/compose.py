@@ -72,6 +72,8 @@ def compose(
             is_compressed=compression is not None,
         ),
         compression=compression,
+        # What rounding has taken away from the gradients of a dead rank is lost with it.
+        recovers=communicator.can_lose_ranks and recipe.fault.recovery == "auto" and compression is None,
     )
     return around(build_team(trained, communicator, nodes), job)
 

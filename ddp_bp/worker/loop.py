@@ -144,13 +144,14 @@ class TrainingLoop:
 
         `result`: of the step that was finished without the dead ranks, on a rank that had not committed it.
         """
-        is_owed = self._checkpoint_owed or self._checkpointing.in_flight
+        # Should another rank die in the middle of this, it is owed all the same.
+        self._checkpoint_owed = self._checkpoint_owed or self._checkpointing.in_flight
         self._equip(equipment)
         if result is not None:
             self._take(result)
         has_evaluated = self._progress.evaluated_at_step == self._progress.step
         pending = None if self._followed_up else int(self._requests_agreed)
-        own = msgspec.msgpack.encode(_Standing(self._progress.step, pending, has_evaluated, is_owed))
+        own = msgspec.msgpack.encode(_Standing(self._progress.step, pending, has_evaluated, self._checkpoint_owed))
         everyone = [msgspec.msgpack.decode(said, type=_Standing) for said in self._communicator.allgather_bytes(own)]
         if len(steps := {said.step for said in everyone}) != 1:
             raise DisagreementError(f"after a recovery the ranks stand at different steps: {sorted(steps)}")

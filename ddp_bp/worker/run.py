@@ -93,10 +93,11 @@ def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> i
         return run.to_the_end()
     except DdpError as error:
         rank = run.rank if run else communicator.rank
+        is_first = run.is_first_left if run else rank == 0
         tells = isinstance(error, RankFailure) and not error.shown
-        if tells or (error.on_every_rank and rank == 0):
+        if tells or (error.on_every_rank and is_first):
             link.post(Failure(rank, 0, str(error), ""))
-        if error.on_every_rank and rank == 0 != communicator.rank:
+        if error.on_every_rank and is_first and communicator.rank != 0:
             # Nobody else would show it: the rank that was 0 at the start has died.
             raise RankFailure(error, shown=False) from error
         raise
@@ -110,7 +111,7 @@ class _Run:
     ) -> None:
         self._communicator, self._job, self._link = communicator, job, link
         self._num_restarts, self._needs_rank_0 = settings.num_restarts, settings.needs_rank_0
-        self._started_size = communicator.size
+        self._identity, self._started_size = communicator.rank, communicator.size
         self._identities = tuple(range(communicator.size))
         self._generation = self._num_recoveries = 0
         clock = PhaseClock(PHASE_BUCKETS_SECONDS)
@@ -122,7 +123,7 @@ class _Run:
         else:
             self._progress, chain = first_state(job)
         self._resumed_from_step = self._progress.step if settings.resumes else None
-        keeps_lines = communicator.rank == 0 or communicator.can_lose_ranks
+        keeps_lines = communicator.rank == 0 or self._composed.team.trained.recovers
         self._ledger = Ledger(chain, communicator.size, keeps_lines=keeps_lines)
         self._reporter = Reporter(link, communicator.rank, clock, self._progress, self._ledger)
         link.watch(Activity(lambda: self._progress.step, lambda: self._sign(clock)).position, thread_stacks)
@@ -143,10 +144,15 @@ class _Run:
         """This rank's number by now."""
         return self._communicator.rank
 
-    def _sign(self, clock: PhaseClock) -> tuple[float, int]:
+    @property
+    def is_first_left(self) -> bool:
+        """Whether no rank lives that had a lower number at the start."""
+        return self._identities[0] == self._identity
+
+    def _sign(self, clock: PhaseClock) -> tuple[float, int, int]:
         """Another one whenever there is progress within a phase."""
         evaluation = self._composed.evaluation
-        return clock.last_lap, evaluation.num_chunks if evaluation else 0
+        return clock.last_lap, evaluation.num_chunks if evaluation else 0, self._composed.team.exchange.num_rounds
 
     def to_the_end(self) -> int:
         # What is not finite is found by the step itself, which says where; NumPy's warnings would come first.
@@ -157,7 +163,7 @@ class _Run:
                 try:
                     outcome = self._train()
                 except PeerLostError:
-                    if not self._communicator.can_lose_ranks:
+                    if not self._composed.team.trained.recovers:
                         raise
                     self._go_on()
         if self._communicator is not started_with:
@@ -186,12 +192,17 @@ class _Run:
 
     def _go_on(self) -> None:
         """Finish the step without the ranks that have died, and stand where the others stand. Collective among them."""
-        stands = False
+        before, stands = self._identities, False
         while not stands:
-            recovery = Recovery(self._composed.team, self._identities, self._generation)
-            team, left_behind = recovery.run(), self._communicator
+            recovery, left_behind = (
+                Recovery(self._composed.team, self._identities, self._generation),
+                self._communicator,
+            )
+            try:
+                team = recovery.run()
+            finally:
+                self._generation, self._identities = recovery.generation, recovery.identities
             self._composed, self._communicator = around(team, self._job), team.communicator
-            self._generation, self._identities = recovery.generation, recovery.identities
             left_behind.close()
             lost = sorted(set(range(self._started_size)) - set(self._identities))
             if self._needs_rank_0 and 0 in lost:
@@ -211,8 +222,9 @@ class _Run:
         if self.rank == 0:
             number = recovery.num_recomputed_shards
             again = f"; {number} shard{'s' if number > 1 else ''} computed in its place" if number else ""
+            died = sorted(set(before) - set(self._identities))
             warn(
-                f"rank {', '.join(map(str, lost))} has died; {self._communicator.size} of {self._started_size} ranks "
+                f"rank {', '.join(map(str, died))} has died; {self._communicator.size} of {self._started_size} ranks "
                 f"go on from step {self._progress.step}{again}"
             )
 

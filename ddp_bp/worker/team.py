@@ -42,6 +42,7 @@ class Trained:
     layout: a fingerprint of what must be equal on all ranks. audit: the fraction of shards that are computed twice.
     compare_every_steps: after how many steps ranks compare what they hold; 0: never.
     buckets: how gradients are exchanged between nodes. compression: how they are rounded.
+    recovers: whether those that are left are to go on when a rank dies, where the communicator can.
     on_failure: shows a rank's own error, given the step, before the others stop.
     """
 
@@ -61,6 +62,7 @@ class Trained:
     compare_every_steps: int = 0
     buckets: BucketChoice = NO_BUCKETS
     compression: Compression | None = None
+    recovers: bool = True
 
     @property
     def plan(self) -> ShardPlan:
@@ -254,6 +256,7 @@ def _journal(
         block_elements(trained.optimizer, exchange.longest_slice),
         trained.parameters.dtype,
         position,
+        keeps_blocks=trained.recovers,
     )
 
 

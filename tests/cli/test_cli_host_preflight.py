@@ -146,10 +146,28 @@ def test_an_answer_is_found_after_what_a_shell_prints(monkeypatch: pytest.Monkey
     assert answers.reports["b"].hostname == "b" and answers.clocks["b"] < -5
 
 
-def test_a_rank_that_is_not_heard_of_is_named_with_its_host() -> None:
-    ranks = [
-        {"rank": rank, "hostname": host, "heartbeat_age_seconds": age}
-        for rank, host, age in ((0, "a", 0.5), (1, "b", None), (2, "c", 15.5))
-    ]
-    assert silent_host({"ranks": ranks}) == "nothing was heard of rank 2 on c for 15 s"
-    assert silent_host({"ranks": ranks[:2]}) is None and silent_host(None) is None
+def test_a_coordinator_that_will_be_elsewhere_is_not_tried_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    shell, words = tmp_path / "rsh", tmp_path / "words"
+    report = json.dumps(msgspec.to_builtins(like_own("b")))
+    shell.write_text(f"#!/bin/sh\necho \"$@\" >{words}\ncat <<'END'\n{report}\nEND\n")
+    shell.chmod(0o755)
+    monkeypatch.setenv("PRTE_MCA_plm_ssh_agent", str(shell))
+    placement = Placement(1, (Host("b"),), (Host("b"),), "--hosts", ("b",))
+    answers = ask_hosts(placement, ("192.0.2.1", 9465), None, listens_here=False)
+    assert answers.unfit == {} and answers.reports["b"].hostname == "b"
+    assert "--connect" not in words.read_text() and "--towards 192.0.2.1" in words.read_text()
+
+
+def status_row(rank: int, host: str, seconds: float | None = None, doing: str = "waiting") -> dict:
+    suspected = None if seconds is None else "silent"
+    return {"rank": rank, "hostname": host, "suspected": suspected, "suspected_seconds": seconds, "doing": doing}
+
+
+def test_a_host_none_of_whose_ranks_is_heard_of_is_named_when_all_others_wait() -> None:
+    gone = [status_row(0, "a"), status_row(2, "c", 15.5), status_row(3, "c", 16.0)]
+    assert silent_host({"ranks": gone}, 30.0) == "nothing was heard of rank 2, 3 on c for 15 s"
+    assert silent_host({"ranks": gone}, 31.5) is None, "not for long enough"
+    assert silent_host({"ranks": gone}, 0.0) is None, "never"
+    assert silent_host({"ranks": [*gone, status_row(1, "b", doing="forward")]}, 30.0) is None, "somebody has work"
+    assert silent_host({"ranks": [*gone, status_row(4, "c")]}, 30.0) is None, "not the whole host"
+    assert silent_host({"ranks": gone[:1]}, 30.0) is None and silent_host(None, 30.0) is None

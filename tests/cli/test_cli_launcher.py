@@ -12,6 +12,7 @@ import pytest
 from ddp_bp.cli.launcher import Launcher, find_launcher, mpirun_command, recovery_line
 from ddp_bp.errors import LaunchError
 from ddp_bp.recipes.fault import FaultSection
+from ddp_bp.recipes.schema import ExchangeSection, Recipe
 
 VERSIONS = {
     "Open MPI 5": "mpirun (Open MPI) 5.0.7\n\nReport bugs to https://www.open-mpi.org/community/help/\n",
@@ -155,4 +156,17 @@ RESTART = "restart from the newest checkpoint, at most 3 in a row without progre
 def test_one_line_says_what_happens_when_a_rank_dies(
     launcher: Launcher, fault: FaultSection, has_checkpoints: bool, line: str
 ) -> None:
-    assert recovery_line(launcher, fault, has_checkpoints=has_checkpoints) == f"recovery: {line}"
+    assert recovery_line(launcher, Recipe(fault=fault), has_checkpoints=has_checkpoints) == f"recovery: {line}"
+
+
+def test_what_cannot_go_on_in_place_says_why() -> None:
+    recipe = Recipe(exchange=ExchangeSection(compression="bf16"))
+    assert recovery_line(OPEN_MPI, recipe, has_checkpoints=True) == (
+        f"recovery: {RESTART} (exchange.compression, so not in place)"
+    )
+
+
+def test_cores_of_this_host_say_nothing_about_others(install: Install) -> None:
+    install("Open MPI 5")
+    assert "mpi_yield_when_idle" in mpirun_command(find_launcher(), 9, [])
+    assert "mpi_yield_when_idle" not in mpirun_command(find_launcher(), 9, [], counts_cores=False)

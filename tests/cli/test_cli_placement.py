@@ -144,3 +144,14 @@ def test_addresses_of_this_machine() -> None:
     assert source_address("127.0.0.1") == "127.0.0.1" and source_address("no.such.host.invalid") is None
     assert interface_of("127.0.0.1") == Interface("lo", "127.0.0.1", "127.0.0.0/8")
     assert interface_of("192.0.2.77") is None
+
+
+def test_when_only_this_host_is_left_mpirun_does_not_go_back_to_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "hosts").write_text("here slots=2\na slots=2\n")
+    monkeypatch.setenv("PRTE_MCA_prte_default_hostfile", str(tmp_path / "hosts"))
+    placed = find_placement(None, None, None, OPEN_MPI).without(["a"])
+    assert launcher_options(OPEN_MPI, placed, Path("hostfile")) == ["--host", "here:2"]
+    named = find_placement("here:2,a:2", None, None, OPEN_MPI).without(["a"])
+    assert launcher_options(OPEN_MPI, named, Path("hostfile")) == [], "mpirun knows of no other"

@@ -244,3 +244,16 @@ def test_a_tool_is_told_where_every_rank_is_also_the_one_that_does_not_answer(ra
     ranks.doing[1] = WORKING
     instructions = ranks._answered(ranks.receive(b"tool", m.StacksRequest()))
     assert len(sent(instructions, m.StacksReply)) == 1, "at once when all have answered"
+
+
+def test_who_computes_in_the_place_of_an_evicted_rank_has_time(ranks: Ranks) -> None:
+    ranks.live(0.5)
+    ranks.do(r0="waiting", r2="waiting")
+    del ranks.doing[1]
+    assert kills(ranks.live(35))
+    ranks.do(r0="backward")
+    for _ in range(8):
+        assert not sent(ranks.live(5), m.End), "it takes longer than a job may stand still"
+        ranks.do(r0="forward")
+    ranks.do(r0="waiting")
+    assert [identity for identity, _ in sent(ranks.live(25), m.End)] == [b"0", b"1", b"2"]

@@ -147,3 +147,18 @@ def test_a_new_coordinator_gets_a_checkpoint_that_was_under_way_from_its_beginni
     done = m.CheckpointDone("final", True, 5, "/c")
     assert sent(machine.event(e.CheckpointWritten("final", "/c", 1)), m.CheckpointDone) == [(b"0", done), (b"1", done)]
     assert sent(machine.send_checkpoint(1, 5, "final"), m.CheckpointDone) == [(b"1", done)]
+
+
+def test_ranks_that_were_given_up_stay_so_and_a_recovery_counts_once(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, world_size=3)
+    machine.join_all()
+    for identity, number in ((b"0", 0), (b"2", 1)):
+        machine.receive(identity, m.Membership(1, number, 2, [1]))
+    remember(machine)
+    another = killed(machine, world_size=3)
+    assert sent(another.receive(b"1", hello(1, world_size=3)), m.Refused)
+    for identity, number in ((b"0", 0), (b"2", 1)):
+        another.receive(identity, hello(int(identity), world_size=3))
+        another.receive(identity, m.Membership(1, number, 2, [1]))
+    assert another.coordinator.roster.num_recoveries == 1
+    assert another.coordinator.state.value == "training"

@@ -103,19 +103,36 @@ def test_a_death_while_the_last_checkpoint_is_sent_costs_another_try(
     assert_is_the_same_run(run_dir, undisturbed)
 
 
+@pytest.mark.parametrize("killed", [0, 1])
 def test_where_a_whole_node_dies_all_ranks_start_again(
-    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict, killed: int
 ) -> None:
     """Without memory in common each rank is a node, and takes its part of the optimizer's state with it."""
     run_dir = tmp_path / "run"
     options = ["--set", "exchange.algorithm=messages"]
     process = start_command(ddp_bp("train", slow_recipe, "-n", 3, "--run-dir", run_dir, *options))
-    os.kill(wait_for_step(run_dir, 10)["ranks"][1]["pid"], signal.SIGKILL)
+    os.kill(wait_for_step(run_dir, 10)["ranks"][killed]["pid"], signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
     assert stderr.count("all ranks of a node have died") == 1 and "ddp-bp: restart 1 of 3" in stderr
     summary = assert_is_the_same_run(run_dir, undisturbed)
     assert (summary["world_size"], summary["recoveries"]) == (3, 1)
+
+
+@pytest.mark.parametrize("setting", ["fault.recovery=restart", "exchange.compression=bf16"])
+def test_where_the_recipe_rules_it_out_nothing_is_done_in_place(
+    start_command, slow_recipe: Path, tmp_path: Path, setting: str
+) -> None:
+    run_dir = tmp_path / "run"
+    command = [*mpirun(2), *ddp_bp("worker", slow_recipe, "--run-dir", run_dir, "--set", setting)]
+    command[1:1] = ["--with-ft", "ulfm"]
+    process = start_command(command)
+    os.kill(wait_for_step(run_dir, 10)["ranks"][1]["pid"], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    # The exit code of mpirun says nothing here.
+    assert "lost another rank" in stderr and "go on from step" not in stderr
+    assert not (run_dir / "summary.json").exists()
+    wait_until(lambda: not processes_of(run_dir), "all to end", 10)
 
 
 def test_under_a_launcher_of_the_users_own(start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
 from collections.abc import Callable
@@ -12,8 +13,11 @@ from support import wait_until
 from worker_cases import DEADLINE_SECONDS, Case, build_rank, classes
 
 from ddp_bp import optim
+from ddp_bp.parallel.bucket_choice import BucketChoice
+from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.mpi import MpiCommunicator
 from ddp_bp.parallel.single import SingleCommunicator
+from ddp_bp.parallel.threads import run_ranks
 from ddp_bp.wire.phases import WAITING, WORKING
 from ddp_bp.worker.activity import Activity, phase_of, thread_stacks
 from ddp_bp.worker.evaluation import Evaluation
@@ -45,6 +49,29 @@ def test_every_phase_of_a_step_is_told_from_the_stack() -> None:
     first_shard = [phase for phase in seen[:8] if phase != "compute"]
     assert first_shard[:3] == ["data", "forward", "backward"]
     assert seen[-1] == "exchange" and "optimizer" in seen[-4:]
+
+
+def test_a_rank_waits_while_gradients_are_exchanged_in_the_background() -> None:
+    def phases(communicator: Communicator) -> list[str]:
+        rank = build_rank(communicator, dataclasses.replace(ADAM, nodes=[0, 1], buckets=BucketChoice(64, True)))
+        exchange = rank.team.exchange
+        seen: list[str] = []
+        finish = exchange.finish.__code__
+        thread_join = threading.Thread.join
+
+        def look(frame: FrameType, event: str, _: object) -> None:
+            if event == "call" and frame.f_code is thread_join.__code__ and frame.f_back.f_code is finish:
+                seen.append(phase_of(frame))
+
+        sys.setprofile(look)
+        try:
+            rank.step.run(0)
+        finally:
+            sys.setprofile(None)
+        assert exchange.num_rounds == len(exchange.buckets)
+        return seen
+
+    assert run_ranks(2, phases) == [[WAITING], [WAITING]]
 
 
 def test_evaluation_is_told_from_training_and_makes_progress() -> None:
