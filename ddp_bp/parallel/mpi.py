@@ -7,7 +7,7 @@ calls of the others, who then revoke the communicator and shrink it to the ranks
 
 from __future__ import annotations
 
-import itertools
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -99,14 +99,13 @@ class MpiCommunicator:
     def allgather_bytes(self, data: bytes) -> list[bytes]:
         lengths = np.empty(self.size, np.int64)
         self.allgather(np.array([len(data)], np.int64), lengths.reshape(self.size, 1))
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        everything = np.empty(int(offsets[-1]), np.uint8)
-        layout = (lengths.tolist(), offsets[:-1].tolist())
-        try:
-            self._comm.Allgatherv(np.frombuffer(data, np.uint8), [everything, layout, self._mpi.BYTE])
-        except self._error as error:
-            raise self._explained(error) from error
-        return [everything[lo:hi].tobytes() for lo, hi in itertools.pairwise(offsets)]
+        # Not Allgatherv: Open MPI 5 lets it end as if all were well, with nothing received, when a rank dies in it.
+        longest = int(lengths.max())
+        own = np.zeros(longest, np.uint8)
+        own[: len(data)] = np.frombuffer(data, np.uint8)
+        everything = np.empty((self.size, longest), np.uint8)
+        self.allgather(own, everything)
+        return [row[:length].tobytes() for row, length in zip(everything, lengths, strict=True)]
 
     def first_ranks(self, count: int) -> Communicator | None:
         check_count(count, self.size)
@@ -152,7 +151,10 @@ class MpiCommunicator:
         found = {error.error_class}  # type: ignore[attr-defined]
         if self._mpi.ERR_IN_STATUS in found:
             found = {self._mpi.Get_error_class(status.Get_error()) for status in statuses or ()}
-        if self.can_lose_ranks and found & deaths:
+        if not self.can_lose_ranks:
+            return error
+        # A collective in which a rank dies may also end in nothing but ERR_OTHER.
+        if found & deaths or self._comm.Is_revoked() or self._comm.Get_failed().Get_size():
             return PeerLostError(f"rank {self.rank} of {self.size}: another rank has died: {error}")
         return error
 
@@ -168,6 +170,9 @@ def open_communicator(launched_size: int | None = None, *, can_lose_ranks: bool 
         LaunchError: libmpi cannot be loaded, or it sees another number of ranks than `launched_size`: the well-known
             case is mpiexec of one MPI starting programs linked with another, each of which believes that it is alone.
     """
+    if can_lose_ranks:
+        # Open MPI's own end waits for all ranks, now and then for dead ones, too, and then for ever.
+        os.environ.setdefault("OMPI_MCA_async_mpi_finalize", "1")
     try:
         from mpi4py import MPI
     except ImportError as error:

@@ -42,7 +42,8 @@ def test_it_is_started_again_when_it_is_killed_and_ends_with_a_train_that_is_kil
     wait_for_step(run, 5)
 
     def coordinators() -> list:
-        return [process for process in processes_of(run) if process.cmdline()[1:4] == ["-m", "ddp_bp", "coordinator"]]
+        command = ["-m", "ddp_bp", "coordinator"]
+        return [process for process in processes_of(run) if process.info["cmdline"][1:4] == command]
 
     (first,) = coordinators()
     first.kill()

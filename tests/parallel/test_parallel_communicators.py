@@ -43,6 +43,16 @@ def test_a_rank_that_is_killed_while_gradients_are_exchanged() -> None:
         assert result.stdout.strip() == "2 of 3 ranks went on", result.stderr
 
 
+@pytest.mark.mpi
+@pytest.mark.ulfm
+def test_a_call_gives_its_result_or_says_that_a_rank_has_died() -> None:
+    program = Path(__file__).parent / "dying_calls.py"
+    for _ in range(3):
+        command = [*mpirun_command(8), sys.executable, program]
+        result = run_to_end([command[0], "--with-ft", "ulfm", *command[1:]], 60)
+        assert result.stdout.strip() == "7 deaths", result.stderr
+
+
 def test_a_thread_that_stays_away_is_a_deadline_error_and_not_a_hang() -> None:
     def rank(comm):
         if comm.rank == 0:
