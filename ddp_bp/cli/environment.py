@@ -53,6 +53,8 @@ _PASSED_ON = ("PYTHONPATH", "XDG_CACHE_HOME", "OPENBLAS_L2_SIZE")
 
 # What mpirun of Open MPI leaves of `--with-ft ulfm` in the environment of the ranks.
 _DEATHS_REPORTED = "OMPI_MCA_mpi_ft_enable"
+# MPI_Finalize of Open MPI waits for all ranks, now and then for dead ones, too, and then for ever.
+_NO_WAIT_AT_THE_END = "OMPI_MCA_async_mpi_finalize"
 
 
 def prepare_blas(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -104,9 +106,15 @@ def launched_ranks(environment: MutableMapping[str, str] = os.environ) -> tuple[
     return None
 
 
-def deaths_are_reported(environment: MutableMapping[str, str] = os.environ) -> bool:
-    """Whether the launcher was told to let the other ranks go on when one dies, and MPI to tell them of it."""
-    return environment.get(_DEATHS_REPORTED, "0").lower() in ("1", "true", "yes", "enabled")
+def prepare_for_deaths(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Whether the launcher was told to let the other ranks go on when one dies, and MPI to tell them of it.
+
+    If so, MPI, which must not be loaded yet, is told not to wait for all ranks at its end.
+    """
+    is_told = environment.get(_DEATHS_REPORTED, "0").lower() in ("1", "true", "yes", "enabled")
+    if is_told:
+        environment.setdefault(_NO_WAIT_AT_THE_END, "1")
+    return is_told
 
 
 def job_marker(folder: Path) -> bytes:

@@ -7,7 +7,6 @@ calls of the others, who then revoke the communicator and shrink it to the ranks
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -170,9 +169,6 @@ def open_communicator(launched_size: int | None = None, *, can_lose_ranks: bool 
         LaunchError: libmpi cannot be loaded, or it sees another number of ranks than `launched_size`: the well-known
             case is mpiexec of one MPI starting programs linked with another, each of which believes that it is alone.
     """
-    if can_lose_ranks:
-        # Open MPI's own end waits for all ranks, now and then for dead ones, too, and then for ever.
-        os.environ.setdefault("OMPI_MCA_async_mpi_finalize", "1")
     try:
         from mpi4py import MPI
     except ImportError as error:

@@ -10,6 +10,7 @@ from ddp_bp.cli.environment import (
     kernels_asked_for,
     launched_ranks,
     prepare_blas,
+    prepare_for_deaths,
 )
 from ddp_bp.cli.processor import Processor
 
@@ -74,3 +75,13 @@ def test_kernels_that_the_processor_cannot_execute_are_forgotten() -> None:
     assert dropped == ("SkylakeX", ["avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl"])
     assert environment == {"HOME": "/root"}
     assert drop_impossible_kernels(old, {"HOME": "/root"}) is None
+
+
+@pytest.mark.parametrize(("told", "expected"), [("1", True), ("true", True), ("0", False), (None, False)])
+def test_mpi_waits_for_nobody_at_its_end_where_ranks_may_die(told: str | None, expected: bool) -> None:
+    environment = {} if told is None else {"OMPI_MCA_mpi_ft_enable": told}
+    assert prepare_for_deaths(environment) is expected
+    assert environment.get("OMPI_MCA_async_mpi_finalize") == ("1" if expected else None)
+    environment["OMPI_MCA_async_mpi_finalize"] = "0"
+    prepare_for_deaths(environment)
+    assert environment["OMPI_MCA_async_mpi_finalize"] == "0", "who says otherwise is followed"

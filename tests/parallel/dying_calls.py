@@ -12,6 +12,7 @@ import threading
 
 import numpy as np
 
+from ddp_bp.cli.environment import prepare_for_deaths
 from ddp_bp.errors import PeerLostError
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.mpi import open_communicator
@@ -32,6 +33,7 @@ def call_until_one_dies(communicator: Communicator) -> None:
 
 
 def main() -> None:
+    assert prepare_for_deaths()
     first = communicator = open_communicator(can_lose_ranks=True)
     number, draw = first.rank, random.Random(first.rank)
     for dying in range(first.size - 1, 0, -1):
