@@ -11,6 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,17 @@ class Prometheus:
 
     def alerts(self) -> set[tuple[str, str]]:
         """(alert, instance) of all that fire."""
-        found = [alert["labels"] for alert in self.get("alerts")["alerts"] if alert["state"] == "firing"]
-        return {(labels["alertname"], labels["instance"]) for labels in found}
+        return set(self.active_since())
+
+    def active_since(self) -> dict[tuple[str, str], float]:
+        """(alert, instance) of all that fire, and since when, in Unix seconds."""
+        return {
+            (alert["labels"]["alertname"], alert["labels"]["instance"]): datetime.fromisoformat(
+                alert["activeAt"]
+            ).timestamp()
+            for alert in self.get("alerts")["alerts"]
+            if alert["state"] == "firing"
+        }
 
     def is_ready(self) -> bool:
         try:

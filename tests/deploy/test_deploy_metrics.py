@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from expressions import ALERTS, DASHBOARDS, RULES, metrics_in, of_dashboard, of_rules
+from haste import AGE_SECONDS, REAL_AGE_SECONDS, in_haste
 from prometheus import DEPLOY, why_not
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -93,6 +94,19 @@ def test_every_alert_has_a_paragraph_in_the_runbook() -> None:
     for alert in alerts:
         assert len(paragraphs[alert["alert"]]) > 200
         assert alert["annotations"]["runbook"] == f"deploy/prometheus/RUNBOOK.md#{alert['alert'].lower()}"
+
+
+def test_alerts_in_haste_differ_in_their_times_alone() -> None:
+    alerts = ALERTS.read_text()
+    pairs = zip(alerts.splitlines(), in_haste(alerts).splitlines(), strict=True)
+    changed = [(real, hasty) for real, hasty in pairs if real != hasty]
+    for real, hasty in changed:
+        if real.strip().startswith("for:"):
+            assert (hasty.strip(), real.partition("for")[0]) == ("for: 0s", hasty.partition("for")[0])
+        else:
+            assert hasty == real.replace(f"> {REAL_AGE_SECONDS}", f"> {AGE_SECONDS}")
+    # No step (of a job that has made one, and of one that has not), and no checkpoint.
+    assert len(changed) == alerts.count(" for: ") + 3
 
 
 @pytest.mark.prometheus
