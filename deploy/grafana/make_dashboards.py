@@ -172,7 +172,15 @@ RANKS = [
         "Ranks",
         {"connected": of_job("ddp_bp_workers_connected"), "of the job": of_job("ddp_bp_world_size")},
         width=6,
+        about="In place, a job goes on with fewer ranks after some have died.",
     ),
+    Panel("Since it was heard of", {"rank {{rank}}": of_ranks("ddp_bp_rank_heartbeat_age_seconds")}, "s"),
+    Panel(
+        "Suspected",
+        {"rank {{rank}} {{reason}}": of_ranks("ddp_bp_rank_suspected")},
+        about="1 while a rank is silent or stuck, or in a deadlock.",
+    ),
+    Panel("Evicted", {"{{reason}}": of_job("ddp_bp_evictions_total")}, about="How many ranks were, by reason."),
 ]
 
 CHECKPOINTS = [
@@ -204,6 +212,12 @@ CHECKPOINTS = [
     Panel("Gaps in the ledger", {"{{instance}}": of_job("ddp_bp_ledger_gaps_total")}),
     Panel(
         "Since the last step", {"{{instance}}": f"min by (instance) ({of_job('ddp_bp_last_step_age_seconds')})"}, "s"
+    ),
+    Panel(
+        "Recoveries",
+        {"in place": of_job("ddp_bp_recoveries_total"), "all started again": of_job("ddp_bp_restarts_total")},
+        width=16,
+        about="How often training went on after ranks had died. The alert DdpBpRepeatedRecoveries is for 3 in an hour.",
     ),
 ]
 

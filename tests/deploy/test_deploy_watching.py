@@ -156,6 +156,21 @@ def test_a_job_without_checkpoints_and_then_without_steps_is_noticed(scene: Scen
     wait_until(lambda: not wanted & scene.server.alerts(), "that steps and checkpoints are there again")
 
 
+def test_ranks_that_die_again_and_again_are_noticed(scene: Scene) -> None:
+    alert = ("DdpBpRepeatedRecoveries", scene.job)
+
+    def has_gone_on(num_deaths: int) -> dict | None:
+        status = scene.status()
+        went_on = status.get("ready") and status["recoveries"] + status["restarts"] == num_deaths
+        return status if went_on else None
+
+    for num_deaths in range(3):
+        status = wait_until(lambda number=num_deaths: has_gone_on(number), f"going on after {num_deaths} deaths")
+        assert alert not in scene.server.alerts()
+        os.kill(max(rank["pid"] for rank in status["ranks"] if rank["connected"]), signal.SIGKILL)
+    wait_until(lambda: alert in scene.server.alerts(), "that ranks die again and again")
+
+
 def test_a_coordinator_that_is_killed_is_noticed(scene: Scene) -> None:
     pid = json.loads((scene.folder / "lonely/coordinator.json").read_bytes())["pid"]
     os.kill(pid, signal.SIGKILL)
