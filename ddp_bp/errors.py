@@ -5,6 +5,7 @@
     |   |-- RecipeError           a recipe or an override; carries every problem found
     |   |-- DataError             a data file or its contents
     |   |-- CheckpointError       a checkpoint that is missing, damaged or of another run
+    |   |   `-- NewerFormatError  ... that is whole, and that only a later ddp_bp can read
     |   |-- AddressError          a port or an address that cannot be used
     |   `-- HostError             hosts that ranks cannot be started on; carries every problem found
     |-- EngineError               a tensor operation was given something it cannot work with
@@ -62,6 +63,10 @@ class DataError(InputError):
 
 class CheckpointError(InputError):
     """A checkpoint that is missing, damaged, of another format, or of another run."""
+
+
+class NewerFormatError(CheckpointError):
+    """A checkpoint of a later format. It is not damaged, so that nothing may pass over it as if it were."""
 
 
 class AddressError(InputError):

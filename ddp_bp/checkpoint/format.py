@@ -13,7 +13,7 @@ import platform
 import re
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
@@ -22,8 +22,11 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from ddp_bp._version import __version__
-from ddp_bp.errors import CheckpointError
+from ddp_bp.errors import CheckpointError, NewerFormatError
 
+# Raised when readers of the version before would misunderstand what is written; fields that they may ignore, or that
+# have a default, need no new one. `decode_manifest` is then where older manifests are brought into the new form, and
+# `read.load_checkpoint` where tensors are; a run of the last release with the older version stays in the tests.
 FORMAT_VERSION: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
 MODEL_FILE: Final = "model.safetensors"
@@ -172,31 +175,38 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(content: bytes, called: str) -> Manifest:
     """The manifest in `content`; `called` is the file's name in messages.
 
-    Raises CheckpointError for content that is damaged, edited by hand, or of a later format.
+    Raises CheckpointError for content that is damaged or edited by hand, and NewerFormatError for a later format.
     """
     try:
-        version = msgspec.json.decode(content, type=_Versioned).format_version
-        if version != FORMAT_VERSION:
+        seal = msgspec.json.decode(content, type=_Seal)
+        got = hashlib.sha256(_with_own_digest(content, _NO_DIGEST)).hexdigest()
+        if got != seal.manifest_sha256:
             raise CheckpointError(
-                f"{called} has format version {version}, this ddp_bp {__version__} reads version {FORMAT_VERSION}: "
-                f"use the ddp_bp that wrote it, or a later one"
+                f"{called} is damaged or was edited: expected SHA-256 {seal.manifest_sha256}, got {got}"
+            )
+        if seal.format_version > FORMAT_VERSION:
+            writer = seal.versions.get("ddp_bp", "?") if isinstance(seal.versions, dict) else "?"
+            raise NewerFormatError(
+                f"{called} has format version {seal.format_version}, written by ddp_bp {writer}; this is ddp_bp "
+                f"{__version__}, which reads up to version {FORMAT_VERSION}: install ddp_bp {writer} or a later one, "
+                "or name an older checkpoint with --resume"
             )
         manifest = msgspec.json.decode(content, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{called} is not a readable manifest: {error}") from error
-    got = hashlib.sha256(_with_own_digest(content, _NO_DIGEST)).hexdigest()
-    if got != manifest.manifest_sha256:
-        raise CheckpointError(
-            f"{called} is damaged or was edited: expected SHA-256 {manifest.manifest_sha256}, got {got}"
-        )
     missing = [name for name in TENSOR_FILES if name not in manifest.files]
     if missing:
         raise CheckpointError(f"{called} lists no file {' and no file '.join(missing)}")
     return manifest
 
 
-class _Versioned(msgspec.Struct):
-    format_version: int
+class _Seal(msgspec.Struct):
+    """What manifests of all formats have, with the digest by the same rule, so that a later one is known from a damaged
+    one."""
+
+    format_version: Annotated[int, msgspec.Meta(ge=1)]
+    manifest_sha256: str
+    versions: Any = None
 
 
 def _with_own_digest(content: bytes, digest: str) -> bytes:

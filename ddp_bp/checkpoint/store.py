@@ -33,7 +33,7 @@ from ddp_bp.checkpoint.format import (
 )
 from ddp_bp.checkpoint.read import Checkpoint, load_checkpoint, read_manifest, verify_checkpoint
 from ddp_bp.checkpoint.storage import PosixStorage, Storage
-from ddp_bp.errors import CheckpointError, DdpError
+from ddp_bp.errors import CheckpointError, DdpError, NewerFormatError
 
 _TEMPORARY: Final = ".tmp-"
 _REPLACED: Final = ".old-"
@@ -123,12 +123,17 @@ class CheckpointStore:
         return load_checkpoint(path, self._storage)
 
     def latest(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None. `warn` is called once for each newer one, with the reason."""
+        """The newest checkpoint that is whole, or None. `warn` is called once for each newer one, with the reason.
+
+        Raises NewerFormatError rather than go back behind a checkpoint of a later format.
+        """
         for entry in self.entries():
             try:
-                if entry.problem is not None:
+                if entry.manifest is not None and entry.problem is not None:
                     raise CheckpointError(entry.problem)
                 return self.load(entry.path)
+            except NewerFormatError:
+                raise
             except CheckpointError as error:
                 warn(f"checkpoint of step {entry.step} is not used: {error}")
         return None

@@ -21,7 +21,7 @@ from ddp_bp.checkpoint.format import (
     encode_manifest,
     encode_tensors,
 )
-from ddp_bp.errors import CheckpointError
+from ddp_bp.errors import CheckpointError, NewerFormatError
 
 DTYPES = ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint8", "bool"]
 
@@ -121,9 +121,24 @@ def test_a_field_of_the_same_name_inside_extra_does_not_confuse_the_digest(writt
 
 
 def test_a_later_format_is_refused_by_its_version(written: bytes) -> None:
-    fields = {**json.loads(written), "format_version": 2}
-    with pytest.raises(CheckpointError, match=r"m has format version 2, this ddp_bp .* reads version 1"):
+    fields = {**json.loads(written), "format_version": 2, "step": "another meaning", "versions": {"ddp_bp": "7.8"}}
+    with pytest.raises(NewerFormatError) as raised:
         decode_manifest(signed(fields), "m")
+    assert str(raised.value) == (
+        f"m has format version 2, written by ddp_bp 7.8; this is ddp_bp {__version__}, which reads up to version 1: "
+        "install ddp_bp 7.8 or a later one, or name an older checkpoint with --resume"
+    )
+    with pytest.raises(NewerFormatError, match="m has format version 2"):
+        decode_manifest(signed({**fields, "versions": ["another form"]}), "m")
+
+
+def test_a_damaged_version_is_not_taken_for_a_later_one(written: bytes) -> None:
+    damaged = written.replace(b'"format_version": 1', b'"format_version": 3')
+    assert damaged != written
+    with pytest.raises(CheckpointError, match="m is damaged or was edited"):
+        decode_manifest(damaged, "m")
+    with pytest.raises(CheckpointError, match="m is not a readable manifest: Expected `int` >= 1"):
+        decode_manifest(signed({**json.loads(written), "format_version": 0}), "m")
 
 
 def test_a_manifest_without_a_file_is_refused(written: bytes) -> None:

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddp_bp.checkpoint import CheckpointStore, load_checkpoint, weights_sha256
-from ddp_bp.checkpoint.format import MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE, encode_manifest
+from ddp_bp.checkpoint.format import FORMAT_VERSION, MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE, encode_manifest
 from ddp_bp.checkpoint.storage import PosixStorage
-from ddp_bp.errors import CheckpointError, DdpError
+from ddp_bp.errors import CheckpointError, DdpError, NewerFormatError
 
 FILES = (MANIFEST_FILE, MODEL_FILE, OPTIMIZER_FILE)
 
@@ -112,6 +112,17 @@ def test_latest_falls_back_past_damaged_checkpoints_with_a_warning_each(store: C
         for file in path.iterdir():
             file.write_bytes(b"")
     assert store.latest(warnings.append) is None
+
+
+def test_latest_does_not_go_back_behind_a_checkpoint_of_a_later_format(store: CheckpointStore) -> None:
+    write(store, 1)
+    newer = write(store, 2, format_version=FORMAT_VERSION + 1)
+    damage(write(store, 3) / MODEL_FILE)
+    warnings: list[str] = []
+    with pytest.raises(NewerFormatError, match=f"{newer / MANIFEST_FILE} has format version {FORMAT_VERSION + 1}"):
+        store.latest(warnings.append)
+    assert ["step 3" in text for text in warnings] == [True]
+    assert [entry.problem is None for entry in store.entries()] == [True, False, True]
 
 
 def test_every_problem_is_listed(store: CheckpointStore) -> None:
