@@ -228,6 +228,10 @@ CHANGEABLE = (
     "fault",
 )
 
+# Keys that came when runs without them had already left checkpoints, each with what was done until then. They are part
+# of a run's identity only where a recipe says otherwise, so that these checkpoints are still those of their recipes.
+LATER_KEYS = (("exchange.compression", "none"),)
+
 
 def resolve(recipe: Recipe, world_size: int, stored: Recipe | None) -> Recipe:
     """`recipe` with the keys set that depend on the first start of a run, of which `stored` is the recipe, if any.
@@ -256,9 +260,7 @@ def differences(first: Recipe, second: Recipe) -> list[str]:
 
 def identity(recipe: Recipe) -> str:
     """A short digest of what makes a run the run that it is: all keys but the changeable ones. 16 hex digits."""
-    # Runs of before there was a choice were not compressed.
-    without = ("exchange.compression", "none")
-    fixed = sorted((key, repr(value)) for key, value in _fixed(recipe).items() if (key, value) != without)
+    fixed = sorted((key, repr(value)) for key, value in _fixed(recipe).items() if (key, value) not in LATER_KEYS)
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
 
 
