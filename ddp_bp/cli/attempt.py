@@ -24,11 +24,13 @@ from ddp_bp.cli.network import Interface
 from ddp_bp.cli.outcome import read_outcome, silent_host, why_it_ended
 from ddp_bp.cli.placement import Placement, launcher_options
 from ddp_bp.cli.processes import CoordinatorProcess, end_process_group, start_coordinator, start_mpirun
+from ddp_bp.cli.resize import Resizing, Wish
 from ddp_bp.cli.signals import STOP_EXIT_CODES, ends_at_once
-from ddp_bp.cli.supervise import Attempt, Ending
+from ddp_bp.cli.supervise import Attempt, Ending, History
 from ddp_bp.cli.view import TrainingView, shown_command
 from ddp_bp.coordinator.client import CoordinatorAddress, ToolClient
 from ddp_bp.errors import DdpError, InputError, LaunchError
+from ddp_bp.wire.messages import StopCause
 from ddp_bp.worker.signals import ANNOUNCEMENTS
 
 POLL_SECONDS = 0.2
@@ -48,6 +50,7 @@ class JobStart:
     more_options: of mpirun. placement: on which hosts; interfaces, yields: see `launcher_options`.
     grace_seconds: how long a checkpoint may take after a signal that announces an end by force.
     silence_seconds: after how long a rank that is not heard of counts as gone; 0: never.
+    most_workers: how many ranks can be started, if somebody asks for another number of them.
     coordinator_shell: what runs the coordinator elsewhere, such as `ssh HOST`.
     """
 
@@ -62,6 +65,7 @@ class JobStart:
     launcher: Launcher
     kernels: str | None
     placement: Placement
+    most_workers: int
     survives: bool = False
     more_options: tuple[str, ...] = ()
     interfaces: tuple[Interface, ...] = ()
@@ -93,23 +97,26 @@ class JobStart:
 def run_attempt(
     start: JobStart,
     checkpoint: Path | None,
-    num_restarts: int,
+    history: History,
     last: CoordinatorAddress | None,
     asked: list[str],
+    resizing: Resizing,
     view: TrainingView,
 ) -> tuple[Attempt, CoordinatorAddress]:
     """Start all ranks and a coordinator, and wait for their end.
 
     Args:
         checkpoint: what they go on from, verified; None: from the beginning.
+        history: of the starts before.
         last: where the coordinator of the attempt before was, so that this one is found there as well.
         asked: the signals that arrive meanwhile.
+        resizing: says when it is to stop for another number of ranks.
 
     Raises:
         DdpError: the coordinator did not start.
     """
     with job_folder() as folder:
-        coordinator = _start_coordinator(start, num_restarts, last, folder, view)
+        coordinator = _start_coordinator(start, history, last, folder, view)
         try:
             address = coordinator.address
             arguments = ["worker", start.recipe, "--run-dir", str(start.run_dir), *start.set_options()]
@@ -118,12 +125,13 @@ def run_attempt(
             hostfile = folder / "hostfile"
             if start.placement.spans_hosts:
                 hostfile.write_text(open_mpi_hostfile(start.placement.hosts), encoding="utf-8")
-            command = start.mpirun([*arguments, "--num-restarts", str(num_restarts)], hostfile)
+            arguments += ["--num-starts", str(history.num_starts), "--num-recoveries", str(history.num_recoveries)]
+            command = start.mpirun(arguments, hostfile)
             if last is None:
                 view.say(f"coordinator {address.url} (live page, /metrics, /api/status)")
                 view.say(shown_command(command))
             mpirun = start_mpirun(command, folder)
-            watch = _Watch(mpirun, coordinator, address, start.run_dir, start.grace_seconds, asked, view)
+            watch = _Watch(mpirun, coordinator, address, start.run_dir, start.grace_seconds, asked, resizing, view)
             if start.placement.spans_hosts:
                 watch.folder, watch.silence_seconds = folder, start.silence_seconds
             return watch.until_the_end(), address
@@ -132,7 +140,7 @@ def run_attempt(
 
 
 def _start_coordinator(
-    start: JobStart, num_restarts: int, last: CoordinatorAddress | None, folder: Path, view: TrainingView
+    start: JobStart, history: History, last: CoordinatorAddress | None, folder: Path, view: TrainingView
 ) -> KeptCoordinator:
     def begin(overrides: Sequence[str], takes_over: bool) -> CoordinatorProcess:
         return start_coordinator(
@@ -141,7 +149,8 @@ def _start_coordinator(
             start.num_workers,
             start.run_dir,
             start.total_steps,
-            num_restarts=num_restarts,
+            history=history,
+            most_workers=start.most_workers,
             job_folder=folder,
             takes_over=takes_over,
             shell=start.coordinator_shell,
@@ -170,7 +179,9 @@ class _Watch:
     run_dir: Path
     grace_seconds: float
     asked: list[str]
+    resizing: Resizing
     view: TrainingView
+    wish: Wish | None = None
     outcome: int | None = None
     left_at_once: bool = False
     began: float = field(default_factory=time.time)
@@ -200,12 +211,14 @@ class _Watch:
 
     def _watch(self) -> str | None:
         """Until mpirun ends or is to be ended. Returns what else broke the job, if anything did."""
-        deadline, told, gone_at = float("inf"), -1, float("inf")
+        deadline, told, told_wish, gone_at = float("inf"), -1, -1, float("inf")
         while self.mpirun.poll() is None:
             if self.asked and told != self.coordinator.num_takeovers:
                 # A coordinator that takes another one's place does not know.
                 told = self.coordinator.num_takeovers
-                self._tell_to_stop(self.asked[0])
+                how = "once more" if self.asked[0] != "SIGUSR1" else "SIGINT or SIGTERM twice"
+                self.view.say(f"{self.asked[0]}: saving a checkpoint, then ending; {how} ends at once")
+                self._tell_to_stop(self.asked[0])  # type: ignore[arg-type]
                 if self.asked[0] in ANNOUNCEMENTS:
                     deadline = min(deadline, time.monotonic() + self.grace_seconds)
             if ends_at_once(self.asked):
@@ -228,18 +241,24 @@ class _Watch:
             if silent := silent_host(status, self.silence_seconds):
                 self.has_silent_host = True
                 return silent
+            if status is not None and self.wish is None and not self.asked:
+                self.wish = self.resizing.wish(status, time.monotonic())
+            if self.wish is not None and told_wish != self.coordinator.num_takeovers:
+                told_wish = self.coordinator.num_takeovers
+                self.view.say(f"{self.wish.why}; saving a checkpoint")
+                self._tell_to_stop(self.wish.cause)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.mpirun.wait(POLL_SECONDS)
         return None
 
     def _attempt(self, coordinator_code: int, broken: str | None) -> Attempt:
-        code = self.mpirun.returncode
+        code, size = self.mpirun.returncode, self.wish.world_size if self.wish else None
         # A coordinator that was killed in the very end has acknowledged the summary, or a rank would not say 0.
         was_killed = coordinator_code < 0 or self.coordinator.num_takeovers > 0
         if coordinator_code == 0 or (was_killed and self.outcome == 0):
             if code != 0 and not self.left_at_once:
                 self.view.say(f"mpirun ended with exit code {code}, after every rank had finished")
-            return Attempt(Ending.WELL, exit_code=self.outcome)
+            return Attempt(Ending.WELL, exit_code=self.outcome, resize_to=size)
         if self.left_at_once:
             return Attempt(Ending.ASKED, exit_code=STOP_EXIT_CODES[self.asked[0]])
         if self.outcome is not None:
@@ -248,14 +267,12 @@ class _Watch:
             # A rank that was told to leave, and could not save a checkpoint in time.
             return Attempt(Ending.ASKED, exit_code=code)
         why = broken or last_eviction(self.run_dir, self.began) or why_it_ended(self.lines, code)
-        return Attempt(Ending.DEATH, why=why)
+        return Attempt(Ending.DEATH, why=why, resize_to=size)
 
-    def _tell_to_stop(self, name: str) -> None:
-        how = "once more" if name != "SIGUSR1" else "SIGINT or SIGTERM twice"
-        self.view.say(f"{name}: saving a checkpoint, then ending; {how} ends at once")
+    def _tell_to_stop(self, cause: StopCause) -> None:
         try:
             with ToolClient(self.address.address, self.address.run_id) as client:
-                client.stop(name)  # type: ignore[arg-type]
+                client.stop(cause)
         except DdpError as error:
             self.view.complain(f"ddp-bp: the workers could not be told: {error}")
 

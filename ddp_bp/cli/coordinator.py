@@ -39,7 +39,9 @@ RANKS_END_SECONDS = 3.0
 )
 @click.option("--parent-fd", type=click.IntRange(min=0), hidden=True, help="A pipe at whose end of file it ends.")
 @click.option("--takes-over", is_flag=True, hidden=True, help="In the place of one that was killed.")
-@options.num_restarts_option
+@click.option("--num-restarts", type=click.IntRange(min=0), default=0, hidden=True, help="After a failure, so far.")
+@click.option("--num-resizes", type=click.IntRange(min=0), default=0, hidden=True, help="Of ranks in number, so far.")
+@click.option("--most-workers", type=click.IntRange(min=1), hidden=True, help="Its launcher can start up to so many.")
 @click.option(
     "--job-folder", type=click.Path(path_type=Path), hidden=True, help="What to clear away if its parent is killed."
 )
@@ -53,6 +55,8 @@ def coordinator(
     parent_fd: int | None,
     takes_over: bool,
     num_restarts: int,
+    num_resizes: int,
+    most_workers: int | None,
     job_folder: Path | None,
 ) -> int:
     """Coordinate one job of RECIPE on N workers, which are started elsewhere.
@@ -74,7 +78,7 @@ def coordinator(
     code = run(
         CoordinatorConfig(
             run_dir=run_dir,
-            run_id=start_id(resolved, num_restarts),
+            run_id=start_id(resolved, num_restarts + num_resizes),
             recipe_name=recipe,
             world_size=num_workers,
             total_steps=total_steps,
@@ -87,6 +91,9 @@ def coordinator(
             keep_best=checkpoint.keep_best,
             parent_fd=parent_fd,
             num_restarts=num_restarts,
+            num_resizes=num_resizes,
+            min_workers=resolved.fault.min_workers,
+            most_workers=most_workers,
             suspect_seconds=resolved.fault.suspect_seconds,
             silence_seconds=resolved.fault.silence_seconds,
             hang_seconds=resolved.fault.hang_seconds,

@@ -32,6 +32,7 @@ COMMANDS = {
     "status": ("ddp_bp.cli.status", "status", "Show how a running job is doing."),
     "stacks": ("ddp_bp.cli.stacks", "stacks", "Show where every rank of a running job is, in Python."),
     "stop": ("ddp_bp.cli.stop", "stop", "Save a checkpoint of a running job, and end it."),
+    "scale": ("ddp_bp.cli.scale", "scale", "Let a running job go on with more or fewer ranks."),
     "checkpoint": ("ddp_bp.cli.checkpoint", "checkpoint", "List, verify or take checkpoints."),
     "ledger": ("ddp_bp.cli.ledger", "ledger", "Verify which samples a run has used, or show one of its steps."),
     "replay": ("ddp_bp.cli.replay", "replay", "Compute a step of a run once more, and compare."),

@@ -56,14 +56,6 @@ bind_option = click.option(
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 
-num_restarts_option = click.option(
-    "--num-restarts",
-    type=click.IntRange(min=0),
-    default=0,
-    hidden=True,
-    help="How often `ddp-bp train` has started all ranks again.",
-)
-
 run_dir_argument = click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
 
 

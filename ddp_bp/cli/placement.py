@@ -48,6 +48,18 @@ class Placement:
         """Whether a rank runs on another host than this one."""
         return bool(self.remote)
 
+    @property
+    def most_ranks(self) -> int | None:
+        """How many ranks these hosts take, or this one, if none runs on another; None: as many as anybody wants."""
+        here = [host for host in self.offered if is_this_host(host.name)]
+        return num_slots(self.offered if self.spans_hosts else here) if self.offered else None
+
+    def resized(self, num_ranks: int) -> Placement:
+        """The same with another number of ranks, up to `most_ranks`."""
+        if num_ranks > num_slots(self.offered):
+            return replace(self, num_ranks=num_ranks)
+        return _placed(self.offered, num_ranks, self.source)
+
     def without(self, lost: Sequence[str]) -> Placement:
         """The ranks on what is offered without the `lost` hosts: as many as before, as far as these take them."""
         if not self.spans_hosts:

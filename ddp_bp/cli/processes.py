@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddp_bp.cli.environment import child_environment, job_environment
+from ddp_bp.cli.supervise import History
 from ddp_bp.errors import DeadlineError, InputError, LaunchError
 
 COORDINATOR_START_SECONDS = 20.0
@@ -66,15 +67,17 @@ def start_coordinator(
     run_dir: Path,
     total_steps: int,
     *,
-    num_restarts: int = 0,
+    history: History | None = None,
+    most_workers: int | None = None,
     job_folder: Path | None = None,
     takes_over: bool = False,
     shell: Sequence[str] = (),
 ) -> CoordinatorProcess:
     """Start the coordinator of a run whose directory exists, and wait until it listens.
 
-    `num_restarts`: how often all ranks have been started again. `job_folder`: the temporary folder of the job, which it
-    clears away if this process can no longer do it. `takes_over`: whether it takes the place of one that was killed.
+    `history`: of the starts before. `most_workers`: how many ranks this process can start, if it goes on with another
+    number of them when asked. `job_folder`: the temporary folder of the job, which the coordinator clears away if this
+    process can no longer do it. `takes_over`: whether it takes the place of one that was killed.
     `shell`: a command that runs its last argument, a shell command, where the coordinator is to be, such as `ssh HOST`,
     with the same run directory, and with its own input as a pipe. By default the coordinator is started here.
 
@@ -88,7 +91,10 @@ def start_coordinator(
     address_file.unlink(missing_ok=True)
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "ddp_bp", "coordinator", recipe, "-n", str(world_size), "--run-dir", str(run_dir)]
-    command += ["--total-steps", str(total_steps), "--num-restarts", str(num_restarts)]
+    history = history or History()
+    command += ["--total-steps", str(total_steps)]
+    command += ["--num-restarts", str(history.num_restarts), "--num-resizes", str(history.num_resizes)]
+    command += ["--most-workers", str(most_workers)] if most_workers is not None else []
     command += ["--takes-over"] if takes_over else []
     command += [argument for override in overrides for argument in ("--set", override)]
     if shell:

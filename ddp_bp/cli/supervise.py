@@ -29,11 +29,28 @@ class Ending(Enum):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of all ranks. `why`: for a death, who died of what. `exit_code`: what the ranks said, if anything."""
+    """One start of all ranks. `why`: for a death, who died of what. `exit_code`: what the ranks said, if anything.
+    `resize_to`: with how many ranks the job is to go on, if it was told to stop for that."""
 
     ending: Ending
     why: str = ""
     exit_code: int | None = None
+    resize_to: int | None = None
+
+
+@dataclass(frozen=True)
+class History:
+    """Of a job that is started again: how often after a failure, and how often to be another number of ranks; how many
+    deaths it has got over, in place or by a restart."""
+
+    num_restarts: int = 0
+    num_resizes: int = 0
+    num_recoveries: int = 0
+
+    @property
+    def num_starts(self) -> int:
+        """How many starts were before."""
+        return self.num_restarts + self.num_resizes
 
 
 class Restarts:
@@ -43,7 +60,6 @@ class Restarts:
         """`generator` draws the jitter, so that jobs that died together do not start together."""
         self._most, self._random = most, generator or random.Random()
         self._in_a_row, self._step = 0, -1
-        self.total = 0
 
     def allow(self, step: int) -> bool:
         """Whether all ranks may be started again from `step`, counting it if so."""
@@ -52,7 +68,6 @@ class Restarts:
         if self._in_a_row >= self._most:
             return False
         self._in_a_row += 1
-        self.total += 1
         return True
 
     @property

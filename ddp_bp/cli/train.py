@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,10 +24,11 @@ from ddp_bp.cli.on_hosts import checked_start, start_on_hosts_left
 from ddp_bp.cli.output import print_json
 from ddp_bp.cli.placement import find_placement, own_interfaces
 from ddp_bp.cli.prepare import Prepared, prepare, warn
+from ddp_bp.cli.resize import Resizing
 from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
-from ddp_bp.cli.supervise import Attempt, Ending, Restarts
+from ddp_bp.cli.supervise import Attempt, Ending, History, Restarts
 from ddp_bp.cli.view import TrainingView, shown_command, summary_table
-from ddp_bp.errors import CheckpointError
+from ddp_bp.errors import CheckpointError, InputError
 from ddp_bp.recipes import load_recipe
 from ddp_bp.worker.rundir import SUMMARY_FILE
 
@@ -101,6 +103,7 @@ def train(
         overrides = placement.with_coordinator_host(load_recipe(recipe, overrides)[0], overrides)
     with contextlib.redirect_stdout(sys.stderr):  # what a model of the user's own prints is no part of our output
         prepared = prepare(recipe, overrides, placement.num_ranks, run_dir, resume, listens_here=not coordinator_shell)
+    _check_size(placement.num_ranks, prepared.recipe.fault.min_workers)
     summary = prepared.run.finished_summary(prepared.recipe, prepared.job.total_steps)
     is_saved = prepared.checkpoint is not None and prepared.checkpoint.manifest.step == prepared.job.total_steps
     if summary is not None and resume == "auto" and is_saved:
@@ -120,6 +123,7 @@ def train(
             survives=recovers_in_place(prepared.recipe),
             more_options=asked_for.mpi_options(),
             placement=placement,
+            most_workers=min(prepared.recipe.train.shards or 1, placement.most_ranks or sys.maxsize),
             interfaces=tuple(own_interfaces(placement)),
             coordinator_shell=coordinator_shell,
         )
@@ -130,12 +134,17 @@ def train(
         code = _run(prepared, start, asked_for, kernels, view)
         if code != 0:
             return code
-        summary = json.loads((run_dir / SUMMARY_FILE).read_bytes())
+        summary = _summary(prepared)
     if as_json:
         print_json(summary)
     else:
         summary_table(run_dir, summary)
     return 0
+
+
+def _check_size(num_ranks: int, min_workers: int) -> None:
+    if num_ranks < min_workers:
+        raise InputError(f"fault.min_workers: expected at most the number of ranks, {num_ranks}, got {min_workers}")
 
 
 @dataclass(frozen=True)
@@ -189,20 +198,34 @@ def _run(prepared: Prepared, start: JobStart, asked_for: _Invocation, kernels: K
 
 
 def _train(start: JobStart, prepared: Prepared, asked: list[str], view: TrainingView) -> Attempt:
-    """Start all ranks, and again after each death, as long as the recipe allows."""
+    """Start all ranks, and again after each death, as long as the recipe allows, or to be another number of them."""
     fault = prepared.recipe.fault
     restarts = Restarts(0 if fault.recovery == "none" else fault.max_restarts)
+    resizing, history = Resizing(fault), History()
     checkpoint, address, began = prepared.checkpoint, None, time.time()
     first = start
     while True:
         path = checkpoint.path if checkpoint else None
-        attempt, address = run_attempt(start, path, restarts.total, address, asked, view)
-        if attempt.ending is not Ending.DEATH or asked:
+        attempt, address = run_attempt(start, path, history, address, asked, resizing, view)
+        if attempt.ending not in (Ending.DEATH, Ending.WELL) or asked:
+            return attempt
+        if attempt.ending is Ending.WELL and (attempt.resize_to is None or _is_finished(prepared)):
             return attempt
         checkpoint = _newest(prepared, checkpoint, began)
         step = checkpoint.manifest.step if checkpoint else 0
+        if attempt.resize_to is not None:
+            placement = first.placement.resized(attempt.resize_to)
+            start = first = replace(first, placement=placement, num_workers=placement.num_ranks)
+        if attempt.ending is Ending.WELL:
+            history = History(history.num_restarts, history.num_resizes + 1, _summary(prepared)["recoveries"])
+            (prepared.run.path / SUMMARY_FILE).unlink()
+            view.say(f"going on from step {step} with {start.num_workers} ranks")
+            if first.placement.spans_hosts:
+                start = start_on_hosts_left(first, prepared, view.complain)
+            continue
         if not restarts.allow(step):
             return attempt
+        history = History(history.num_restarts + 1, history.num_resizes, history.num_recoveries + 1)
         delay = restarts.delay_seconds()
         view.complain(f"ddp-bp: restart {restarts.count}: {attempt.why}; going on from step {step} in {delay:.1f} s")
         until = time.monotonic() + delay
@@ -212,6 +235,19 @@ def _train(start: JobStart, prepared: Prepared, asked: list[str], view: Training
             time.sleep(POLL_SECONDS)
         if first.placement.spans_hosts:
             start = start_on_hosts_left(first, prepared, view.complain)
+            if start.num_workers < fault.min_workers:
+                least = f"fewer than fault.min_workers = {fault.min_workers}"
+                view.complain(f"ddp-bp: the hosts that are left take {start.num_workers} ranks, {least}")
+                return attempt
+
+
+def _is_finished(prepared: Prepared) -> bool:
+    return prepared.run.finished_summary(prepared.recipe, prepared.job.total_steps) is not None
+
+
+def _summary(prepared: Prepared) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((prepared.run.path / SUMMARY_FILE).read_bytes())
+    return summary
 
 
 def _newest(prepared: Prepared, last: Checkpoint | None, began: float) -> Checkpoint | None:
@@ -230,10 +266,10 @@ def _conclude(
     """The exit code, after saying how to go on if training was not finished."""
     run_dir = prepared.run.path
     if attempt.ending is Ending.WELL:
-        if prepared.run.finished_summary(prepared.recipe, prepared.job.total_steps) is not None:
+        if _is_finished(prepared):
             # A stop that was asked for after the last step has cut nothing short.
             return 0
-        summary = json.loads((run_dir / SUMMARY_FILE).read_bytes())
+        summary = _summary(prepared)
         view.say(f"stopped after step {summary['steps']}, saved in {summary['checkpoint']}")
         # Without a signal to us, a worker was told by one of its own, and its exit code says by which.
         code = STOP_EXIT_CODES[asked[0]] if asked else attempt.exit_code

@@ -44,7 +44,8 @@ class Invocation:
     coordinator: str | None
     supervised: bool
     binds: bool
-    num_restarts: int
+    num_starts: int
+    num_recoveries: int
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -70,7 +71,12 @@ class Start(msgspec.Struct, frozen=True):
 @click.option(
     "--supervised", is_flag=True, hidden=True, help="Started by `ddp-bp train`, which has checked everything."
 )
-@options.num_restarts_option
+@click.option(
+    "--num-starts", type=click.IntRange(min=0), default=0, hidden=True, help="How often all ranks were started before."
+)
+@click.option(
+    "--num-recoveries", type=click.IntRange(min=0), default=0, hidden=True, help="How many deaths were got over before."
+)
 def worker(
     recipe: str,
     overrides: tuple[str, ...],
@@ -80,7 +86,8 @@ def worker(
     coordinator: str | None,
     world_size: int | None,
     supervised: bool,
-    num_restarts: int,
+    num_starts: int,
+    num_recoveries: int,
 ) -> int:
     """Train RECIPE as one rank of the job that a launcher started.
 
@@ -88,7 +95,9 @@ def worker(
     library that mpi4py uses. Without a launcher it is a job of one process.
     """
     kernels = settle_kernels(recipe, overrides, run_dir, resume)
-    invocation = Invocation(recipe, overrides, run_dir, resume, coordinator, supervised, binds, num_restarts)
+    invocation = Invocation(
+        recipe, overrides, run_dir, resume, coordinator, supervised, binds, num_starts, num_recoveries
+    )
     return run_as_rank(
         world_size,
         lambda communicator: _work(communicator, invocation, kernels),
@@ -118,12 +127,14 @@ def _work(communicator: Communicator, invocation: Invocation, kernels: Kernels) 
         )
         settings = RunSettings(
             coordinator_address=start.address,
-            run_id=start_id(start.recipe, invocation.num_restarts),
+            run_id=start_id(start.recipe, invocation.num_starts),
             resumes=start.resumes,
             checkpoint=first.checkpoint if first else None,
             announce=first.announce if first else lambda _: None,
-            num_restarts=invocation.num_restarts,
+            num_recoveries=invocation.num_recoveries,
             needs_rank_0=invocation.coordinator is None,
+            # `ddp-bp train` sees to it itself, and may start others in the place of the dead.
+            min_workers=1 if invocation.supervised else start.recipe.fault.min_workers,
         )
         code = run_worker(communicator, job, settings)
         return code if first is None else first.conclude(code)

@@ -16,7 +16,7 @@ import zmq
 
 from ddp_bp._version import __version__
 from ddp_bp.coordinator.address import CoordinatorAddress, read_address
-from ddp_bp.errors import AddressError, DeadlineError
+from ddp_bp.errors import AddressError, DeadlineError, InputError
 from ddp_bp.wire import messages as m
 from ddp_bp.wire.codec import decode_from_coordinator, encode
 
@@ -66,6 +66,16 @@ class ToolClient:
     def stop(self, reason: m.StopCause = "user") -> None:
         """Tells the job to end at its next step, with a checkpoint; returns when the ranks were told."""
         self._ask(m.StopRequest(reason), m.Acknowledged, self._timeout_seconds)
+
+    def scale(self, num_workers: int) -> None:
+        """Asks for another number of ranks; returns when that is noted, long before they train.
+
+        Raises:
+            InputError: there cannot be so many; it says why.
+        """
+        answer = self._ask(m.ScaleRequest(num_workers), m.Acknowledged, self._timeout_seconds)
+        if not answer.ok:
+            raise InputError(answer.message)
 
     def close(self) -> None:
         self._context.destroy(linger=200)

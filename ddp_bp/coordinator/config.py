@@ -30,7 +30,8 @@ class CoordinatorConfig:
                                  coordinator writes what it has and exits. None: it stands alone
     worker_timeout_seconds       without a parent, it exits when nothing was heard of any rank for this long
     checkpoint_timeout_seconds   a checkpoint that receives nothing for this long is dropped
-    num_restarts                 how often all ranks have been started again after a failure, shown only
+    num_restarts, num_resizes    how often all ranks have been started again after a failure, and to be another number
+    min_workers, most_workers    how many ranks the job may be asked to go on with; most_workers None: it cannot be
     exit_grace_seconds           how long after the end of training it waits for ranks that do not say goodbye
     suspect_seconds              after how long a rank that is silent, or that others wait for, is named
     silence_seconds, hang_seconds   after how long such a rank is evicted; 0: never
@@ -56,6 +57,9 @@ class CoordinatorConfig:
     checkpoint_timeout_seconds: float = 60.0
     exit_grace_seconds: float = 5.0
     num_restarts: int = 0
+    num_resizes: int = 0
+    min_workers: int = 1
+    most_workers: int | None = None
     suspect_seconds: float = 1.5
     silence_seconds: float = 30.0
     hang_seconds: float = 60.0
@@ -74,6 +78,7 @@ class CoordinatorConfig:
             ("checkpoint every steps", self.checkpoint_every_steps, 0),
             ("number of checkpoints to keep", self.keep, 1),
             ("number of restarts", self.num_restarts, 0),
+            ("number of resizes", self.num_resizes, 0),
         ):
             if value is not None and value < least:
                 problems.append(f"{name}: expected at least {least}, got {value}")

@@ -79,6 +79,11 @@ class JobCollector(Collector):
             "How often all ranks were started again from a checkpoint after a failure.",
             value=coordinator.config.num_restarts,
         )
+        yield CounterMetricFamily(
+            "ddp_bp_resizes",
+            "How often all ranks were started from a checkpoint to be another number of them.",
+            value=coordinator.config.num_resizes,
+        )
         connected = len(roster.connected())
         yield _gauge("ddp_bp_workers_connected", "Number of ranks that are connected.", connected)
 

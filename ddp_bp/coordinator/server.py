@@ -87,7 +87,7 @@ class _Server:
         self._loop = asyncio.get_running_loop()
         self._disk = DiskWriter(config.run_dir, config.keep, config.keep_best, self._disk_answered)
         self._coordinator = Coordinator(config, self._disk.newest(), time.monotonic(), time.time(), address.address)
-        memory = read_memory(config.run_dir) if config.takes_over or config.num_restarts > 0 else None
+        memory = read_memory(config.run_dir) if config.takes_over or config.num_restarts or config.num_resizes else None
         if memory is not None:
             recall(self._coordinator, memory)
         self._memory = MemoryFile(config.run_dir)

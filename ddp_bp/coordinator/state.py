@@ -53,6 +53,7 @@ class Coordinator:
         self.checkpoints = CheckpointDesk(config, self.roster, record)
         self.failure: m.Failure | None = None
         self.stop_cause: m.StopCause | None = None
+        self.wanted_world_size: int | None = None
         self.num_messages: Counter[str] = Counter()
         self.num_rejected = 0
         self.durability = Durability()
@@ -134,6 +135,9 @@ class Coordinator:
                 return [e.Send(identity, m.StatusReply(status_of(self, now)))]
             case m.StopRequest(cause):
                 return [*self._stop(cause, now), e.Send(identity, m.Acknowledged("stop"))]
+            case m.ScaleRequest(world_size):
+                problem = self._scale(world_size)
+                return [e.Send(identity, m.Acknowledged("scale", ok=problem is None, message=problem or ""))]
             case m.CheckpointRequest(request_id):
                 if self.state is State.TRAINING:
                     return self.checkpoints.request(request_id, "request", identity, now)
@@ -289,6 +293,30 @@ class Coordinator:
             else:
                 instructions += self.evictions.evict(rows, self.suspicions(now), now, self.unix_seconds(now))
         return instructions
+
+    # ---- another number of ranks
+
+    def _scale(self, world_size: int) -> str | None:
+        """Note that somebody wants so many ranks, for the launcher to see. What is against it, if anything."""
+        most, least, shards = self.config.most_workers, self.config.min_workers, self.roster.shards
+        if most is None:
+            return (
+                "`ddp-bp train` has not started this job, so that nobody would start ranks anew; stop it, and start it "
+                "with another number of them and the same run directory"
+            )
+        if self.state is not State.TRAINING:
+            return f"the job is {self.state.value}; another number of ranks can be asked for only while it is training"
+        if shards is not None and world_size > shards:
+            return (
+                f"{world_size} ranks: expected at most {shards}, the number of shards, which the first start has fixed "
+                "(train.shards); one more would have nothing to compute"
+            )
+        if world_size > most:
+            return f"{world_size} ranks: expected at most {most}, the slots of the hosts that `ddp-bp train` was given"
+        if world_size < least:
+            return f"{world_size} ranks: expected at least fault.min_workers = {least}"
+        self.wanted_world_size = world_size
+        return None
 
     # ---- the end
 

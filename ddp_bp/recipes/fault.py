@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ddp_bp.recipes.section import Count, NonNegativeFloat, PositiveFloat, Section, Share
+from ddp_bp.recipes.section import Count, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
 
 
 class FaultSection(Section, frozen=True, kw_only=True):
@@ -16,6 +16,9 @@ class FaultSection(Section, frozen=True, kw_only=True):
 
     recovery: when a rank has died, "auto" goes on with those that are left, where MPI offers that, and else does as
         "restart", which starts all ranks again from the newest checkpoint; "none" ends the job.
+    respawn: once the ranks that are left go on, stop with a checkpoint and start as many as there were, where `ddp-bp
+        train` started them. respawn_limit: at most so often in respawn_seconds; then the job goes on smaller.
+    min_workers: with fewer ranks than this the job stops, with a checkpoint.
     max_restarts: how often in a row all ranks are started again without a newer checkpoint than at the time before.
     grace_seconds: how long a checkpoint may take after SIGUSR1 or SIGTERM, before the job leaves without it.
     nonfinite_limit: how many steps in a row are skipped because a loss or gradient is not finite; one more ends the
@@ -30,6 +33,10 @@ class FaultSection(Section, frozen=True, kw_only=True):
     """
 
     recovery: Literal["auto", "restart", "none"] = "auto"
+    respawn: bool = True
+    respawn_limit: Count = 3
+    respawn_seconds: PositiveFloat = 600.0
+    min_workers: PositiveInt = 1
     max_restarts: Count = 3
     grace_seconds: PositiveFloat = 60.0
     nonfinite_limit: Count = 10

@@ -264,10 +264,10 @@ def identity(recipe: Recipe) -> str:
     return hashlib.sha256(repr(fixed).encode()).hexdigest()[:16]
 
 
-def start_id(recipe: Recipe, num_restarts: int) -> str:
+def start_id(recipe: Recipe, num_starts: int) -> str:
     """What ranks and coordinator of one start name to each other, so that a rank that is left of an earlier start is
-    let in no more: the run's identity, with the number of restarts after a failure."""
-    return f"{identity(recipe)}.{num_restarts}" if num_restarts else identity(recipe)
+    let in no more: the run's identity, with the number of starts of all ranks before this one."""
+    return f"{identity(recipe)}.{num_starts}" if num_starts else identity(recipe)
 
 
 def _fixed(recipe: Recipe) -> dict[str, Any]:

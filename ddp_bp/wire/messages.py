@@ -40,7 +40,9 @@ ArrayDtype = Literal[
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
 ]
 CheckpointFile = Literal["model", "optimizer"]
-StopCause = Literal["SIGINT", "SIGTERM", "SIGUSR1", "user"]
+StopCause = Literal["SIGINT", "SIGTERM", "SIGUSR1", "user", "resize", "too_few"]
+"""Who wants an end: a signal, somebody; or the launcher, to go on with another number of ranks, or since too few are
+left."""
 
 
 def _snake_case(class_name: str) -> str:
@@ -311,6 +313,16 @@ class StopRequest(Message, frozen=True):
     reason: StopCause
 
 
+class ScaleRequest(Message, frozen=True):
+    """Go on with that many ranks; answered by `Acknowledged(of="scale")` once noted, or not ok with what is against it.
+
+    Ranks are started by the launcher, which finds the wish in the status, ends the job with a checkpoint, and starts it
+    from there with so many.
+    """
+
+    world_size: Annotated[int, msgspec.Meta(ge=1)]
+
+
 # ---- coordinator -> worker or tool
 
 
@@ -381,10 +393,11 @@ class Acknowledged(Message, frozen=True):
     """`of` happened; for "ledger" every line up to and including `step` is durable, which every rank is told, since any
     may be rank 0 one day. May come more than once.
 
-    ok=False (only for "finished"): the summary could not be written, `message` says why.
+    ok=False ("finished", "scale"): the summary could not be written, or there cannot be so many ranks; `message` says
+    why.
     """
 
-    of: Literal["ledger", "finished", "stop"]
+    of: Literal["ledger", "finished", "stop", "scale"]
     step: Natural | None = None
     ok: bool = True
     message: str = ""
@@ -424,6 +437,7 @@ FromWorker = (
     | StacksRequest
     | CheckpointRequest
     | StopRequest
+    | ScaleRequest
 )
 
 FromCoordinator = (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntFlag
+from functools import reduce
+from operator import or_
 from types import MappingProxyType
 
 
@@ -15,6 +17,8 @@ class Request(IntFlag):
     CHECKPOINT = 4
     CHECKPOINT_IN_FLIGHT = 8
     STOP_BY_SIGUSR1 = 16
+    STOP_TO_RESIZE = 32
+    STOP_TOO_FEW = 64
 
 
 STOP_REQUESTS: Mapping[str, Request] = MappingProxyType(
@@ -23,6 +27,8 @@ STOP_REQUESTS: Mapping[str, Request] = MappingProxyType(
         "user": Request.STOP_BY_SIGINT,
         "SIGTERM": Request.STOP_BY_SIGTERM,
         "SIGUSR1": Request.STOP_BY_SIGUSR1,
+        "resize": Request.STOP_TO_RESIZE,
+        "too_few": Request.STOP_TOO_FEW,
     }
 )
-STOPS = Request.STOP_BY_SIGINT | Request.STOP_BY_SIGTERM | Request.STOP_BY_SIGUSR1
+STOPS = reduce(or_, STOP_REQUESTS.values())

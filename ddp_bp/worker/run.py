@@ -48,8 +48,8 @@ class RunSettings:
     """Where the coordinator is, what to resume from, and who is told of each epoch.
 
     `resumes` is the same on all ranks; `checkpoint` is what rank 0 has read if it is true, and None on the others.
-    `num_restarts`: how often all ranks have been started again after a failure. `needs_rank_0`: whether the
-    coordinator ends with the rank that was 0 at the start.
+    `num_recoveries`: how many deaths the run had got over before this start. `needs_rank_0`: whether the coordinator
+    ends with the rank that was 0 at the start. `min_workers`: with fewer ranks they stop, with a checkpoint.
     """
 
     coordinator_address: str
@@ -57,15 +57,17 @@ class RunSettings:
     resumes: bool
     checkpoint: Checkpoint | None
     announce: Callable[[str], None]
-    num_restarts: int = 0
+    num_recoveries: int = 0
     needs_rank_0: bool = False
+    min_workers: int = 1
 
 
 def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> int:
     """Train `job` as one rank of `communicator`. Collective.
 
     Returns:
-        The exit code: 0 after the last step, that of STOP_EXIT_CODES after a stop (with a checkpoint).
+        The exit code: 0 after the last step; after a stop (with a checkpoint) that of STOP_EXIT_CODES for signals, 0
+        where the launcher goes on with another number of ranks, and 1 where too few are left.
 
     Raises:
         DdpError: on all ranks; only the rank that is to show it gets another class than RemoteError.
@@ -110,10 +112,10 @@ class _Run:
         self, communicator: Communicator, job: Job, settings: RunSettings, link: CoordinatorLink, every_steps: int
     ) -> None:
         self._communicator, self._job, self._link = communicator, job, link
-        self._num_restarts, self._needs_rank_0 = settings.num_restarts, settings.needs_rank_0
+        self._needs_rank_0, self._min_workers = settings.needs_rank_0, settings.min_workers
         self._identity, self._started_size = communicator.rank, communicator.size
         self._identities = tuple(range(communicator.size))
-        self._generation = self._num_recoveries = 0
+        self._generation, self._num_recoveries = 0, settings.num_recoveries
         clock = PhaseClock(PHASE_BUCKETS_SECONDS)
         self._composed = compose(communicator, job, clock, self._show_failure)
         if communicator.rank == 0 and (line := self._composed.team.trained.buckets.line):
@@ -169,7 +171,8 @@ class _Run:
         if self._communicator is not started_with:
             self._communicator.close()
         stopped_by = outcome.stopped_by or Request(0)
-        return next((code for name, code in STOP_EXIT_CODES.items() if stopped_by & STOP_REQUESTS[name]), 0)
+        codes = (code for name, code in STOP_EXIT_CODES.items() if stopped_by & STOP_REQUESTS[name])
+        return next(codes, 1 if stopped_by & Request.STOP_TOO_FEW else 0)
 
     def _train(self) -> Outcome:
         outcome = self._loop.run()
@@ -219,6 +222,8 @@ class _Run:
             self._ledger.membership, self._ledger.world_size = self._generation, self._communicator.size
             self._reporter.renumber(self.rank)
         self._num_recoveries += 1
+        if too_few := self._communicator.size < self._min_workers:
+            self._loop.request_stop("too_few")
         if self.rank == 0:
             number = recovery.num_recomputed_shards
             again = f"; {number} shard{'s' if number > 1 else ''} computed in its place" if number else ""
@@ -227,6 +232,8 @@ class _Run:
                 f"rank {', '.join(map(str, died))} has died; {self._communicator.size} of {self._started_size} ranks "
                 f"go on from step {self._progress.step}{again}"
             )
+            if too_few:
+                warn(f"fewer ranks are left than fault.min_workers = {self._min_workers}; stopping with a checkpoint")
 
     def _show_failure(self, error: BaseException, step: int) -> None:
         self._reporter.failure(error, print_failure(error, self._communicator.rank, step))
@@ -275,7 +282,7 @@ class _Run:
             "seconds": round(outcome.seconds, 6),
             "samples_per_second": round(rate, 3),
             "skipped_steps": progress.skipped_steps,
-            "recoveries": self._num_restarts + self._num_recoveries,
+            "recoveries": self._num_recoveries,
             "resumed_from_step": self._resumed_from_step,
             **({} if sample is None else {"sample": sample}),
         }

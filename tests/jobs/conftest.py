@@ -22,6 +22,8 @@ name = "adamw"
 lr = 0.01
 [checkpoint]
 every_steps = 7
+[fault]
+respawn = false      # ranks that are left go on alone
 """
 SLOW_RECIPE_STEPS = 63
 

@@ -1,0 +1,64 @@
+"""When a running job is to stop with a checkpoint and go on with another number of ranks, or not at all.
+
+Decides from what /api/status says: somebody has asked for another number, ranks have died in whose place others may be
+started, or too few are left. Starts and stops nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from ddp_bp.recipes.fault import FaultSection
+from ddp_bp.wire.messages import StopCause
+
+
+@dataclass(frozen=True)
+class Wish:
+    """To stop for `cause`, and then to go on with `world_size` ranks; None: to end. `why`: for people."""
+
+    cause: StopCause
+    world_size: int | None
+    why: str
+
+
+class Resizing:
+    """What is wished over all starts of a job, within the recipe's budget for ranks in the place of dead ones."""
+
+    def __init__(self, fault: FaultSection) -> None:
+        self._fault = fault
+        self._respawned_at: deque[float] = deque()
+
+    def wish(self, status: dict[str, Any], now: float) -> Wish | None:
+        """What is to become of the job. To be followed if there is one: it is counted.
+
+        Args:
+            status: what /api/status says.
+            now: seconds of a monotonic clock.
+        """
+        if status["state"] != "training":
+            return None
+        size, lost, wanted = status["world_size"], status["lost_ranks"], status["wanted_world_size"]
+        if wanted is not None and wanted != size:
+            return Wish("resize", wanted, f"{_ranks(wanted)} were asked for")
+        # Only when all that are left have gone on is there somebody to stop.
+        if not lost or not status["ready"]:
+            return None
+        who = f"rank {', '.join(map(str, lost))} has died"
+        if self._may_respawn(now):
+            self._respawned_at.append(now)
+            return Wish("resize", size + len(lost), f"{who}; starting {_ranks(size + len(lost))} again")
+        if size < self._fault.min_workers:
+            least = self._fault.min_workers
+            return Wish("too_few", None, f"{who}; {_ranks(size)} left, fewer than fault.min_workers = {least}")
+        return None
+
+    def _may_respawn(self, now: float) -> bool:
+        while self._respawned_at and now - self._respawned_at[0] >= self._fault.respawn_seconds:
+            self._respawned_at.popleft()
+        return self._fault.respawn and len(self._respawned_at) < self._fault.respawn_limit
+
+
+def _ranks(number: int) -> str:
+    return f"{number} rank{'s' if number > 1 else ''}"

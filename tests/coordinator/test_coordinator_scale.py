@@ -1,0 +1,43 @@
+"""What a coordinator says when another number of ranks is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from coordinator_fakes import Machine, sent
+
+from ddp_bp.coordinator.status import status_of
+from ddp_bp.wire import messages as m
+
+
+def ask(machine: Machine, world_size: int) -> str:
+    """What is against it; empty: nothing."""
+    ((identity, answer),) = sent(machine.receive(b"tool", m.ScaleRequest(world_size)), m.Acknowledged)
+    assert (identity, answer.of, answer.ok) == (b"tool", "scale", not answer.message)
+    return str(answer.message)
+
+
+def test_a_number_that_the_launcher_can_start_is_noted_for_it(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, min_workers=2, most_workers=3)
+    assert "the job is waiting" in ask(machine, 3)
+    machine.join_all()
+    for world_size, problem in (
+        (5, "expected at most 4, the number of shards"),
+        (4, "expected at most 3, the slots of the hosts"),
+        (1, "expected at least fault.min_workers = 2"),
+    ):
+        assert problem in ask(machine, world_size)
+        assert status_of(machine.coordinator, machine.now)["wanted_world_size"] is None
+    for world_size in (3, 2):
+        assert ask(machine, world_size) == ""
+        assert status_of(machine.coordinator, machine.now)["wanted_world_size"] == world_size
+    machine.receive(b"tool", m.StopRequest("user"))
+    assert "the job is stopping" in ask(machine, 3)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_without_a_launcher_that_could_there_is_no_other_number(tmp_path: Path, world_size: int) -> None:
+    machine = Machine(tmp_path)
+    machine.join_all()
+    assert "`ddp-bp train` has not started this job" in ask(machine, world_size)

@@ -1,0 +1,118 @@
+"""Jobs that go on with another number of ranks, because somebody wants so or some have died: no bit is another."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import urllib.request
+from pathlib import Path
+
+import pytest
+from job_histories import assert_ledger_is_one_history, assert_same
+from support import (
+    ddp_bp,
+    leftovers,
+    mpi_name,
+    mpirun,
+    processes_of,
+    run_to_end,
+    status_of,
+    summary_of,
+    wait_for_step,
+    wait_until,
+)
+
+pytestmark = pytest.mark.mpi
+
+
+def assert_is_the_same_run(run_dir: Path, undisturbed: dict) -> dict:
+    summary = summary_of(run_dir)
+    assert_same(summary, undisturbed)
+    assert_ledger_is_one_history(run_dir, summary)
+    assert run_to_end(ddp_bp("ledger", "verify", run_dir), 60).returncode == 0
+    assert processes_of(run_dir) == []
+    return summary
+
+
+def test_a_job_grows_and_shrinks_on_demand(
+    start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    run_dir, before = tmp_path / "run", leftovers()
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 1, "--run-dir", run_dir))
+    wait_for_step(run_dir, 3)
+    refused = run_ddp_bp("scale", run_dir, "-n", 4)
+    assert refused.returncode == 2 and "expected at most 3, the number of shards" in refused.stderr
+    for number, size in enumerate((3, 2), start=1):
+        result = run_ddp_bp("scale", run_dir, "-n", size)
+        assert result.returncode == 0, result.stderr
+        assert f" -> {size} ranks, training from step " in result.stdout
+        status = status_of(run_dir)
+        assert (status["world_size"], status["resizes"], status["restarts"]) == (size, number, 0)
+    assert "trains on 2 ranks already" in run_ddp_bp("scale", run_dir, "-n", 2).stdout
+    url = json.loads((run_dir / "coordinator.json").read_bytes())["url"]
+    with urllib.request.urlopen(f"{url}metrics") as reply:
+        text = reply.read().decode()
+        assert "ddp_bp_resizes_total 2.0" in text and "ddp_bp_restarts_total 0.0" in text
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "3 ranks were asked for; saving a checkpoint" in stdout and "restart" not in stderr
+    summary = assert_is_the_same_run(run_dir, undisturbed)
+    assert (summary["world_size"], summary["recoveries"]) == (2, 0)
+    assert mpi_name() == "MPICH" or leftovers() == before
+    ended = run_ddp_bp("scale", run_dir, "-n", 2)
+    assert ended.returncode == 2 and "no job is running" in ended.stderr
+
+
+@pytest.mark.ulfm
+def test_others_take_the_place_of_dead_ranks(
+    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--set", "fault.respawn=true", "--set", "fault.respawn_limit=1"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 3, "--run-dir", run_dir, *options))
+    for rank, resizes in ((1, 0), (0, 1)):
+
+        def is_whole(resizes: int = resizes) -> dict | None:
+            status = status_of(run_dir)
+            whole = status and status["world_size"] == 3 and status["resizes"] == resizes and status["steps"] >= 2
+            return status if whole else None
+
+        os.kill(wait_until(is_whole, "three ranks that train")["ranks"][rank]["pid"], signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert stdout.count("rank 1 has died; starting 3 ranks again; saving a checkpoint") == 1
+    assert "going on from step " in stdout and "starting 3 ranks again" not in stdout.split("going on")[1]
+    summary = assert_is_the_same_run(run_dir, undisturbed)
+    # The budget was used up by the first.
+    assert (summary["world_size"], summary["recoveries"]) == (2, 2)
+
+
+@pytest.mark.ulfm
+@pytest.mark.parametrize("starts", ["train", "own mpirun"])
+def test_with_too_few_ranks_it_stops_with_a_checkpoint(
+    start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict, starts: str
+) -> None:
+    run_dir = tmp_path / "run"
+    options = [slow_recipe, "--run-dir", run_dir, "--set", "fault.min_workers=3"]
+    if starts == "train":
+        process = start_command(ddp_bp("train", "-n", 3, *options))
+    else:
+        command = [*mpirun(3), *ddp_bp("worker", *options)]
+        process = start_command([command[0], "--with-ft", "ulfm", *command[1:]])
+    status = wait_for_step(run_dir, 3)
+    if starts != "train":
+        result = run_ddp_bp("scale", run_dir, "-n", 2)
+        assert result.returncode == 2 and "`ddp-bp train` has not started this job" in result.stderr
+    os.kill(status["ranks"][2]["pid"], signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=60)
+    assert "fewer " in stdout + stderr and "fault.min_workers = 3" in stdout + stderr
+    if starts == "train":
+        assert process.returncode == 1
+        assert "stopped after step " in stdout
+    steps = summary_of(run_dir)["steps"]
+    assert steps < 63
+    again = run_ddp_bp("train", *options, "-n", 2)
+    assert again.returncode == 2 and "fault.min_workers: expected at most the number of ranks, 2, got 3" in again.stderr
+    assert run_ddp_bp("train", *options, "-n", 3).returncode == 0
+    assert assert_is_the_same_run(run_dir, undisturbed)["resumed_from_step"] == steps
