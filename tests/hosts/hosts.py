@@ -89,6 +89,8 @@ class Hosts:
                 "plm_ssh_args",
                 " ".join(self._ssh_options()),
             ),
+            # The hosts have the cores of one machine in common.
+            *(("--mca", "mpi_yield_when_idle", "true") if sum(slots) > (os.cpu_count() or 1) else ()),
             *("--mca", "btl_tcp_if_include", f"{NETWORK}.0/24", "--prtemca", "prte_if_include", f"{NETWORK}.0/24"),
             # As on one host: ranks compute with the same kernels, and find the same modules.
             *(option for name in _PASSED_ON if name in os.environ for option in ("-x", name)),
@@ -119,7 +121,8 @@ class Hosts:
 
     def environment(self) -> dict[str, str]:
         """What Open MPI, and `ddp-bp`, need to know to reach the hosts by ssh."""
-        return {"PRTE_MCA_plm_ssh_args": " ".join(self._ssh_options())}
+        # Each host believes that its cores are its own.
+        return {"PRTE_MCA_plm_ssh_args": " ".join(self._ssh_options()), "OMPI_MCA_mpi_yield_when_idle": "true"}
 
     def kill(self, index: int) -> None:
         """Kill everything that was started on the host over ssh, and its sshd: nobody answers there any more."""
