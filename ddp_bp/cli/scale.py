@@ -60,7 +60,7 @@ def _wait(run_dir: Path, num_workers: int, deadline: float) -> int:
             status = fetch_status(read_address(run_dir).url)
         if status is not None:
             seen_at = now
-            if status["state"] == "training" and status["world_size"] == num_workers and status["steps"] > 0:
+            if status["state"] == "training" and status["world_size"] == num_workers:
                 return int(status["step"])
             if status["state"] in ("finished", "failed"):
                 raise LaunchError(f"the job {status['state']} before it went on with {num_workers} ranks")
