@@ -1,12 +1,13 @@
 """The networks that whole steps are measured on, with made-up data: multilayer perceptrons under Adam.
 
-Ours are jobs as training assembles them from a recipe, but without files.
+Ours are jobs as training assembles them from a recipe, but without files, or recipes for a job of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -62,6 +63,24 @@ def made_up_samples(model: BenchModel, count: int) -> tuple[npt.NDArray[np.float
     rng = np.random.default_rng(_SEED)
     inputs = rng.standard_normal((count, model.widths[0]), np.float32)
     return inputs, rng.integers(0, model.widths[-1], count)
+
+
+def write_recipe(model: BenchModel, num_ranks: int, checkpoint_every_steps: int, folder: Path) -> Path:
+    """The recipe of a job that trains `model` on so many ranks, with its samples beside it; its path."""
+    inputs, targets = made_up_samples(model, _NUM_BATCHES * model.batch_per_rank * num_ranks)
+    np.savez(folder / "made-up.npz", x=inputs, y=targets)
+    recipe = folder / "made-up.toml"
+    recipe.write_text(
+        f"""
+model = {{ name = "mlp", options = {{ hidden = {list(model.widths[1:-1])} }} }}
+data = {{ path = "made-up.npz", target = "y", num_classes = {model.widths[-1]} }}
+train = {{ batch_size = {model.batch_per_rank * num_ranks}, eval_every_epochs = 0, seed = {_SEED} }}
+optimizer = {{ name = "adam", lr = 0.001 }}
+checkpoint = {{ every_steps = {checkpoint_every_steps} }}
+""",
+        encoding="utf-8",
+    )
+    return recipe
 
 
 class OurTraining:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ddp_bp.errors import InputError
 from ddp_bp.parallel.communicator import Array, Communicator
 from ddp_bp.parallel.nodes import Nodes
 
@@ -66,6 +67,7 @@ class DdpTraining:
             static_graph=True,
         )
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=1e-3, fused=True)
+        self._from_numpy = torch.from_numpy
         self._inputs, self._targets = torch.from_numpy(inputs), torch.from_numpy(targets)
         self._loss = torch.nn.functional.cross_entropy
 
@@ -78,6 +80,28 @@ class DdpTraining:
             loss.backward()
             self._optimizer.step()
         return float("nan") if loss is None else float(loss.item())
+
+    def state(self) -> dict[str, Array]:
+        """Copies of what a checkpoint has: parameters, and the optimizer's state once there has been a step."""
+        tensors = {f"model.{name}": tensor for name, tensor in self._model.module.state_dict().items()}
+        for index, fields in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in fields.items()}
+        return {name: tensor.numpy().copy() for name, tensor in tensors.items()}
+
+    def load(self, arrays: dict[str, Array]) -> None:
+        """Go on from what `state` gave after a step or more."""
+        model: dict[str, Any] = {}
+        fields: dict[int, dict[str, Any]] = {}
+        for name, array in arrays.items():
+            tensor = self._from_numpy(array.copy())
+            kind, _, rest = name.partition(".")
+            if kind == "model":
+                model[rest] = tensor
+            else:
+                index, _, field = rest.partition(".")
+                fields.setdefault(int(index), {})[field] = tensor
+        self._model.module.load_state_dict(model)
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": fields})
 
 
 class Rendezvous:
@@ -118,6 +142,24 @@ def find_torch() -> Any:
         return None
     torch.set_num_threads(1)
     return torch
+
+
+@contextmanager
+def launched_group() -> Iterator[tuple[TorchPeer, int]]:
+    """The group of the workers that `torchrun` has started together, and this one's rank. Collective.
+
+    Raises InputError without PyTorch and gloo.
+    """
+    torch = find_torch()
+    if torch is None:
+        raise InputError("this worker needs PyTorch with gloo: pip install torch, the CPU build")
+    import torch.distributed as distributed
+
+    distributed.init_process_group("gloo", timeout=_TIMEOUT)
+    try:
+        yield TorchPeer(torch), distributed.get_rank()
+    finally:
+        distributed.destroy_process_group()
 
 
 @contextmanager

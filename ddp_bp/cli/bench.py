@@ -20,6 +20,7 @@ from ddp_bp.bench.shards import ShardsReport, measure_shards
 from ddp_bp.bench.training import TrainingReport, measure_training
 from ddp_bp.cli import options
 from ddp_bp.cli.bench_output import show_exchange, show_memory, show_scaling, show_shards, show_training
+from ddp_bp.cli.bench_recovery import recovery
 from ddp_bp.cli.environment import launched_ranks
 from ddp_bp.cli.kernels import settle_kernels
 from ddp_bp.cli.launcher import Launcher
@@ -101,12 +102,15 @@ def _repeats_option(default: int, what: str) -> Callable[[Function], Function]:
 
 @click.group()
 def bench() -> None:
-    """Measure exchange, training steps, shards, memory and scaling, beside MPI and PyTorch.
+    """Measure exchange, training steps, shards, memory, scaling and recovery, beside MPI and PyTorch.
 
     What is compared takes turns within one run, each turn after a barrier and as long as its slowest rank; times are
     medians, ratios are medians of the ratios turn by turn. PyTorch is compared with where all ranks have it. Leave the
     machine alone meanwhile.
     """
+
+
+bench.add_command(recovery)
 
 
 @bench.command()

@@ -7,6 +7,7 @@ import msgspec
 from ddp_bp.bench.exchange import MPI, OURS, ExchangeReport
 from ddp_bp.bench.memory import OURS as OUR_MEMORY
 from ddp_bp.bench.memory import MemoryReport
+from ddp_bp.bench.recovery import RecoveryReport, Spread
 from ddp_bp.bench.scaling import ScalingReport
 from ddp_bp.bench.shards import ShardsReport
 from ddp_bp.bench.training import TrainingReport
@@ -134,6 +135,44 @@ def show_memory(report: MemoryReport, *, as_json: bool) -> None:
         for result in report.results
     ]
     print_table(("trained by", "memory a node", "bytes a parameter", f"{OUR_MEMORY} / it", "before the model"), rows)
+
+
+def show_recovery(report: RecoveryReport, *, as_json: bool) -> None:
+    """Print what `bench recovery` found out."""
+    if as_json:
+        print_json(msgspec.to_builtins(report))
+        return
+    peer, coordinator = report.peer, report.coordinator
+    shard = "" if report.shard_seconds is None else f", {short_time_text(report.shard_seconds)} of them a shard"
+    print(f"{_ranks(report.world_size)}; {report.mpi}; {'ours alone' if peer is None else f'PyTorch {peer.torch}'}")
+    print(f"{report.trained}: {short_time_text(report.step_seconds)} a step{shard}; each kill {report.times} times\n")
+    rows: list[tuple[object, ...]] = []
+    for kind in report.ranks:
+        others = len(kind.kills) - kind.num_in_place
+        how = " and ".join(
+            f"{count} {what}" for count, what in ((kind.num_in_place, "in place"), (others, "started again")) if count
+        )
+        caught_up = kind.caught_up.median_seconds if others else None
+        rows.append((kind.killed, "ddp_bp", how, *_spread(kind.seconds), kind.beyond_shards.p95_seconds, caught_up))
+    if coordinator is not None:
+        text = "nobody waits"
+        rows.append(("the coordinator", "ddp_bp", text, *_spread(coordinator.seconds), None, None))
+    if peer is not None:
+        text, caught_up = "all started again", peer.caught_up.median_seconds
+        rows.append(("a worker", "torchrun", text, *_spread(peer.seconds), None, caught_up))
+    columns = ("killed", "trained by", "how it goes on", "median", "p95", "largest")
+    print_table(
+        (*columns, "p95 beyond its shards", "as far as before"),
+        [tuple(short_time_text(cell) if isinstance(cell, float) else cell for cell in row) for row in rows],
+    )
+    if coordinator is not None:
+        print(f"\nwhile the coordinator is away, steps take {coordinator.slowdown:.3g} times as long")
+    if peer is not None:
+        print(f"PyTorch's steps take {short_time_text(peer.step_seconds)}")
+
+
+def _spread(spread: Spread) -> tuple[float, float, float]:
+    return spread.median_seconds, spread.p95_seconds, spread.largest_seconds
 
 
 def binary_size_text(num_bytes: int) -> str:

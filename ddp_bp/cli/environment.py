@@ -173,7 +173,12 @@ def user_cache(environment: MutableMapping[str, str] = os.environ) -> Path | Non
 
 def job_environment(folder: Path) -> dict[str, str]:
     """The environment for processes of a job whose temporary folder this is."""
-    return child_environment(TMPDIR=str(folder), **{_JOB: str(folder)})
+    return {**marked_environment(folder), "TMPDIR": str(folder)}
+
+
+def marked_environment(folder: Path) -> dict[str, str]:
+    """The same for one that keeps its own files elsewhere: what is left of it can be found all the same."""
+    return child_environment(**{_JOB: str(folder)})
 
 
 def child_environment(**more: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Processes that a command starts: the coordinator, and mpirun with the workers. Started so that none outlives us."""
+"""Processes that a command starts: the coordinator, mpirun with the workers, others. None of them outlives us."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddp_bp.cli.environment import child_environment, job_environment
+from ddp_bp.cli.environment import child_environment, job_environment, marked_environment
 from ddp_bp.cli.supervise import History
 from ddp_bp.errors import DeadlineError, InputError, LaunchError
 
@@ -135,6 +135,21 @@ def start_mpirun(
 
     `job_folder`: the temporary folder of mpirun and of the ranks on this machine.
     """
+    return _start_in_session(command, job_environment(job_folder), stdout, stderr)
+
+
+def start_logged(command: Sequence[str], job_folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own, with its output into a new file; it is told to end if we die.
+
+    `job_folder`: where whoever clears that folder away finds what is left of the command.
+    """
+    with log.open("xb") as file:
+        return _start_in_session(command, marked_environment(job_folder), file.fileno(), subprocess.STDOUT)
+
+
+def _start_in_session(
+    command: Sequence[str], environment: dict[str, str], stdout: int, stderr: int
+) -> subprocess.Popen[bytes]:
     libc = ctypes.CDLL(None)
 
     def end_with_parent() -> None:
@@ -142,7 +157,7 @@ def start_mpirun(
 
     return subprocess.Popen(
         command,
-        env=job_environment(job_folder),
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,

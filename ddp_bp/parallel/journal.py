@@ -35,6 +35,21 @@ class Stage(IntEnum):
 
 
 _STEP, _STAGE, _DONE, _FIRST, _LAST = range(5)
+_NUM_NOTES = 5
+
+JOURNAL = "journal"
+"""What the memory is called that the notes lie in."""
+NOTE_BYTES = _NUM_NOTES * np.dtype(np.int64).itemsize
+"""How many bytes a rank's notes take; those of the ranks of a node lie one after another."""
+
+
+def num_committed_steps(notes: bytes) -> int:
+    """How many steps are committed, by a copy of what the ranks of a node have noted, for who watches from outside.
+
+    One less may come out for as long as a rank begins a step. Zeros after the last rank's notes change nothing.
+    """
+    rows = np.frombuffer(notes, np.int64).reshape(-1, _NUM_NOTES)
+    return int((rows[:, _STEP] + (rows[:, _STAGE] == Stage.COMMITTED)).max())
 
 
 class Journal:
@@ -63,7 +78,7 @@ class Journal:
         communicator, nodes = arena.communicator, arena.nodes
         self._ranks = nodes.ranks[nodes.node_of_rank[communicator.rank]]
         count, place = len(self._ranks), self._ranks.index(communicator.rank)
-        self._notes = arena.allocate("journal", (count, 5), np.int64)
+        self._notes = arena.allocate(JOURNAL, (count, _NUM_NOTES), np.int64)
         self._rows = arena.allocate("rows", (count, row_bytes), np.uint8)
         self._keeps_blocks = keeps_blocks and communicator.can_lose_ranks and communicator.size > 1
         shape = (count, num_vectors, block_elements if self._keeps_blocks else 0)

@@ -66,6 +66,11 @@ def find_nodes(communicator: Communicator) -> Nodes:
     return Nodes([numbers[rank] for rank in lowest_of_rank])
 
 
+def memory_name(name: str) -> str:
+    """What the system calls memory that was shared under this name."""
+    return f"ddp_bp {name}"
+
+
 def share(communicator: Communicator, nodes: Nodes, num_bytes: int, name: str) -> mmap.mmap:
     """Memory of `num_bytes`, zeroed, that all ranks of a node see. Collective.
 
@@ -75,7 +80,7 @@ def share(communicator: Communicator, nodes: Nodes, num_bytes: int, name: str) -
     fd = -1
     try:
         if communicator.rank == ranks[0]:
-            fd = os.memfd_create(f"ddp_bp {name}")
+            fd = os.memfd_create(memory_name(name))
             os.ftruncate(fd, max(num_bytes, 1))
         offers = communicator.allgather_bytes(json.dumps([os.getpid(), fd]).encode())
         if communicator.rank != ranks[0]:

@@ -9,6 +9,14 @@ import pytest
 
 from ddp_bp.bench.exchange import Contender, ExchangeReport, SizeResult, UpdateResult
 from ddp_bp.bench.memory import MemoryReport, MemoryResult
+from ddp_bp.bench.recovery import (
+    CoordinatorKills,
+    PeerKills,
+    RankKill,
+    RecoveryReport,
+    Spread,
+    summed_up,
+)
 from ddp_bp.bench.scaling import ModelScaling, RanksResult, ScalingReport
 from ddp_bp.bench.shards import ModelShards, ShardsReport, ShardsResult
 from ddp_bp.bench.training import DdpResult, ModelResult, TrainingReport
@@ -18,10 +26,12 @@ from ddp_bp.cli.bench_output import (
     short_time_text,
     show_exchange,
     show_memory,
+    show_recovery,
     show_scaling,
     show_shards,
     show_training,
 )
+from ddp_bp.cli.bench_recovery import kind_names
 
 
 @pytest.mark.parametrize(
@@ -108,6 +118,23 @@ SCALING = ScalingReport(
 )
 
 
+RECOVERY = RecoveryReport(
+    world_size=4,
+    times=10,
+    mpi="Some MPI",
+    trained="tiny: 4-3, batch 2 a rank",
+    recovery="auto",
+    step_seconds=0.012,
+    shard_seconds=0.005,
+    ranks=[
+        summed_up("rank 0", 10 * [RankKill([0], True, 0.07, 0.07, 0.01, 1, 0.005)]),
+        summed_up("two", [RankKill([1, 2], True, 0.1, 0.1, 0.01, 2, 0.02), RankKill([0, 1], False, 3.0, 4.0, 0.01)]),
+    ],
+    coordinator=CoordinatorKills(Spread(0.9, 1.0, 1.1), 1.25, []),
+    peer=PeerKills("2.0", 0.02, Spread(6.0, 7.0, 8.0), Spread(6.5, 7.5, 8.5), []),
+)
+
+
 def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.split("  ") if cell.strip()]
 
@@ -169,6 +196,32 @@ def test_the_table_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
     assert cells(lines[5]) == ["PyTorch DDP", "1.9 GB", "64.0", "0.438", "1.0 GB"]
 
 
+def test_the_table_of_recovery(capsys: pytest.CaptureFixture[str]) -> None:
+    show_recovery(RECOVERY, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "4 ranks; Some MPI; PyTorch 2.0",
+        "tiny: 4-3, batch 2 a rank: 12 ms a step, 5 ms of them a shard; each kill 10 times",
+    ]
+    columns = ["killed", "trained by", "how it goes on", "median", "p95", "largest"]
+    assert cells(lines[3]) == [*columns, "p95 beyond its shards", "as far as before"]
+    assert cells(lines[4]) == ["rank 0", "ddp_bp", "10 in place", "70 ms", "70 ms", "70 ms", "65 ms", "-"]
+    mixed = ["1 in place and 1 started again", "1.55 s", "3 s", "3 s", "3 s", "2.05 s"]
+    assert cells(lines[5]) == ["two", "ddp_bp", *mixed]
+    assert cells(lines[6]) == ["the coordinator", "ddp_bp", "nobody waits", "900 ms", "1 s", "1.1 s", "-", "-"]
+    assert cells(lines[7]) == ["a worker", "torchrun", "all started again", "6 s", "7 s", "8 s", "-", "6.5 s"]
+    assert lines[-2:] == [
+        "while the coordinator is away, steps take 1.25 times as long",
+        "PyTorch's steps take 20 ms",
+    ]
+
+
+def test_names_of_what_is_killed() -> None:
+    assert kind_names("two, rank,two") == ("two", "rank")
+    with pytest.raises(click.BadParameter, match="there is no 'ranks'; there is rank, rank-0, two, coordinator"):
+        kind_names("rank-0,ranks")
+
+
 @pytest.mark.parametrize(
     ("show", "report"),
     [
@@ -176,6 +229,7 @@ def test_the_table_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
         (show_training, TRAINING),
         (show_shards, SHARDS),
         (show_memory, MEMORY),
+        (show_recovery, RECOVERY),
         (show_scaling, SCALING),
     ],
 )

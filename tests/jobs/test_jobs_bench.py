@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY
+from support import REPOSITORY, ddp_bp, leftovers, processes_of, wait_until
 
 from ddp_bp.bench.allreduce import ALGORITHMS
 
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.mpi
 
 EXCHANGE = ("bench", "exchange", "--sizes", "4KiB,100KiB", "--repeats", 2, "--parameters", 5000, "--cache", "64KiB")
 TRAINING = ("bench", "training", "--models", "tiny", "--repeats", 1)
+RECOVERY = ("bench", "recovery", "--model", "tiny", "--times", 1)
 SCALING = ("bench", "scaling", "--models", "tiny", "--repeats", 1)
 
 
@@ -101,6 +103,61 @@ def test_scaling_under_a_launcher_of_the_users_own(mpirun) -> None:
     assert memory == sorted(memory)
 
 
+@pytest.mark.ulfm
+def test_recovery(run_ddp_bp) -> None:
+    before = leftovers()
+    kinds = "rank,two,coordinator"
+    result = run_ddp_bp(*RECOVERY, "-n", 3, "--kill", kinds, "--no-peer", "--json")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    report = json.loads(result.stdout)
+    assert (report["world_size"], report["times"], report["recovery"], report["peer"]) == (3, 1, "auto", None)
+    assert report["trained"] == "tiny: 64-32-10, batch 32 a rank"
+    for kind, num_killed in zip(report["ranks"], (1, 2), strict=True):
+        [kill] = kind["kills"]
+        assert (kind["num_in_place"], kill["in_place"], len(kill["ranks"])) == (1, True, num_killed)
+        assert 0 < kill["seconds"] == kill["caught_up_seconds"] == kind["seconds"]["p95_seconds"] < 10
+        assert kind["beyond_shards"]["p95_seconds"] == kill["seconds"] - kill["recomputed_seconds"]
+        assert 0 < kill["step_seconds"] < 1
+    [kill] = report["coordinator"]["kills"]
+    assert 0 < kill["seconds"] < 20 and 0 < kill["step_seconds_meanwhile"] < 1
+    assert_nothing_is_left(before)
+
+
+@pytest.mark.parity
+def test_recovery_by_starting_again_beside_torchrun(run_ddp_bp) -> None:
+    before = leftovers()
+    options = ("--kill", "rank", "--recovery", "restart", "--json")
+    result = run_ddp_bp(*RECOVERY, "-n", 2, *options)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    [ranks], peer = report["ranks"], report["peer"]
+    assert (report["coordinator"], ranks["num_in_place"]) == (None, 0)
+    assert peer["torch"].startswith("2.") and peer["step_seconds"] > 0
+    for [kill] in (ranks["kills"], peer["kills"]):
+        assert not kill["in_place"]
+        assert 0.2 < kill["seconds"] <= kill["caught_up_seconds"] < 60
+    assert_nothing_is_left(before)
+
+
+def test_recovery_of_a_recipe_ends_when_it_is_told_to(start_command) -> None:
+    before = leftovers()
+    process = start_command(ddp_bp("bench", "recovery", "--recipe", "digits", "-n", 2, "--kill", "rank-0"))
+    ranks = wait_until(
+        lambda: [p for p in processes_of(Path(tempfile.gettempdir())) if "worker" in p.cmdline()], "ranks"
+    )
+    assert any("digits" in rank.cmdline() for rank in ranks)
+    process.terminate()
+    stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout, stderr) == (143, "", "")
+    assert_nothing_is_left(before)
+
+
+def assert_nothing_is_left(before: set[Path]) -> None:
+    wait_until(lambda: not processes_of(Path(tempfile.gettempdir())), "all processes to end", 10)
+    assert leftovers() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -108,6 +165,10 @@ def test_scaling_under_a_launcher_of_the_users_own(mpirun) -> None:
         (("training", "--models", "tinny"), "did you mean 'tiny'?"),
         (("shards", "--shards-per-rank", "2,x"), "expected numbers of shards such as 2,4, got 'x'"),
         (("scaling", "-n", "0"), "0 is not in the range x>=1"),
+        (("recovery", "--kill", "rank_0"), "did you mean 'rank-0'?"),
+        (("recovery", "-n", "2"), "expected at least 3 workers, so that one is left"),
+        (("recovery", "--recipe", "digit"), "unknown recipe (did you mean 'digits'?)"),
+        (("recovery", "--set", "train.batch_sise=3"), "train.batch_sise"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_starts(
