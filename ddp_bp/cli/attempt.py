@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -182,6 +183,7 @@ class _Watch:
     resizing: Resizing
     view: TrainingView
     wish: Wish | None = None
+    trial: Future[str] | None = None
     outcome: int | None = None
     left_at_once: bool = False
     began: float = field(default_factory=time.time)
@@ -243,22 +245,31 @@ class _Watch:
                 return silent
             if status is not None and self.wish is None and not self.asked:
                 self.wish = self.resizing.wish(status, time.monotonic())
-            if self.wish is not None and told_wish != self.coordinator.num_takeovers:
+                self.trial = self._try_checkpoint() if self.wish is not None else None
+            if self.trial is not None and self.trial.done():
+                if problem := self.trial.result():
+                    self.view.complain(f"ddp-bp: {problem}; so the job does not stop, and goes on as it is")
+                    self.resizing.failed(time.monotonic())
+                    self.wish = None
+                self.trial = None
+            if self.wish is not None and self.trial is None and told_wish != self.coordinator.num_takeovers:
                 told_wish = self.coordinator.num_takeovers
-                self.view.say(f"{self.wish.why}; saving a checkpoint")
                 self._tell_to_stop(self.wish.cause)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.mpirun.wait(POLL_SECONDS)
         return None
 
     def _attempt(self, coordinator_code: int, broken: str | None) -> Attempt:
-        code, size = self.mpirun.returncode, self.wish.world_size if self.wish else None
+        code = self.mpirun.returncode
+        # A stop that somebody asked for meanwhile prevails.
+        goes_on = self.wish is not None and self.wish.cause != "too_few" and (self.outcome or 0) == 0
+        size = self.wish.world_size if self.wish is not None and goes_on else None
         # A coordinator that was killed in the very end has acknowledged the summary, or a rank would not say 0.
         was_killed = coordinator_code < 0 or self.coordinator.num_takeovers > 0
         if coordinator_code == 0 or (was_killed and self.outcome == 0):
             if code != 0 and not self.left_at_once:
                 self.view.say(f"mpirun ended with exit code {code}, after every rank had finished")
-            return Attempt(Ending.WELL, exit_code=self.outcome, resize_to=size)
+            return Attempt(Ending.WELL, exit_code=self.outcome, goes_on=goes_on, resize_to=size)
         if self.left_at_once:
             return Attempt(Ending.ASKED, exit_code=STOP_EXIT_CODES[self.asked[0]])
         if self.outcome is not None:
@@ -268,6 +279,23 @@ class _Watch:
             return Attempt(Ending.ASKED, exit_code=code)
         why = broken or last_eviction(self.run_dir, self.began) or why_it_ended(self.lines, code)
         return Attempt(Ending.DEATH, why=why, resize_to=size)
+
+    def _try_checkpoint(self) -> Future[str]:
+        """Have a checkpoint taken; what is against it, if anything. A job that cannot save one must not be stopped."""
+        assert self.wish is not None
+        self.view.say(f"{self.wish.why}; saving a checkpoint")
+        told: Future[str] = Future()
+
+        def ask() -> None:
+            try:
+                with ToolClient(self.address.address, self.address.run_id) as client:
+                    done = client.request_checkpoint()
+                told.set_result("" if done.ok else done.message)
+            except DdpError as error:
+                told.set_result(str(error))
+
+        threading.Thread(target=ask, name="ask for a checkpoint", daemon=True).start()
+        return told
 
     def _tell_to_stop(self, cause: StopCause) -> None:
         try:

@@ -13,14 +13,17 @@ from typing import Any
 from ddp_bp.recipes.fault import FaultSection
 from ddp_bp.wire.messages import StopCause
 
+RETRY_SECONDS = 30.0
+
 
 @dataclass(frozen=True)
 class Wish:
-    """To stop for `cause`, and then to go on with `world_size` ranks; None: to end. `why`: for people."""
+    """To stop for `cause`, and to go on then, with `world_size` ranks if that is not None; or to end, for "too_few".
+    `why`: for people."""
 
     cause: StopCause
-    world_size: int | None
     why: str
+    world_size: int | None = None
 
 
 class Resizing:
@@ -29,6 +32,11 @@ class Resizing:
     def __init__(self, fault: FaultSection) -> None:
         self._fault = fault
         self._respawned_at: deque[float] = deque()
+        self._not_before = float("-inf")
+
+    def failed(self, now: float) -> None:
+        """There was no checkpoint to go on from, so that the job did not stop; it is tried again after a while."""
+        self._not_before = now + RETRY_SECONDS
 
     def wish(self, status: dict[str, Any], now: float) -> Wish | None:
         """What is to become of the job. To be followed if there is one: it is counted.
@@ -37,21 +45,21 @@ class Resizing:
             status: what /api/status says.
             now: seconds of a monotonic clock.
         """
-        if status["state"] != "training":
+        # Only when all that are left have gone on is there somebody to stop.
+        if status["state"] != "training" or not status["ready"] or now < self._not_before:
             return None
         size, lost, wanted = status["world_size"], status["lost_ranks"], status["wanted_world_size"]
         if wanted is not None and wanted != size:
-            return Wish("resize", wanted, f"{_ranks(wanted)} were asked for")
-        # Only when all that are left have gone on is there somebody to stop.
-        if not lost or not status["ready"]:
+            return Wish("resize", f"{ranks_text(wanted)} asked for", wanted)
+        if not lost:
             return None
         who = f"rank {', '.join(map(str, lost))} has died"
         if self._may_respawn(now):
             self._respawned_at.append(now)
-            return Wish("resize", size + len(lost), f"{who}; starting {_ranks(size + len(lost))} again")
+            return Wish("respawn", f"{who}; starting others in the place of the dead")
         if size < self._fault.min_workers:
             least = self._fault.min_workers
-            return Wish("too_few", None, f"{who}; {_ranks(size)} left, fewer than fault.min_workers = {least}")
+            return Wish("too_few", f"{who}; {ranks_text(size)} left, fewer than fault.min_workers = {least}")
         return None
 
     def _may_respawn(self, now: float) -> bool:
@@ -60,5 +68,6 @@ class Resizing:
         return self._fault.respawn and len(self._respawned_at) < self._fault.respawn_limit
 
 
-def _ranks(number: int) -> str:
+def ranks_text(number: int) -> str:
+    """For people."""
     return f"{number} rank{'s' if number > 1 else ''}"

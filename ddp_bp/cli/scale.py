@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ddp_bp.cli import options
 from ddp_bp.cli.output import seconds_text
+from ddp_bp.cli.resize import ranks_text
 from ddp_bp.cli.view import fetch_status
 from ddp_bp.coordinator.client import ToolClient, read_address
 from ddp_bp.errors import AddressError, DeadlineError, LaunchError
+from ddp_bp.worker.rundir import SUMMARY_FILE
 
 POLL_SECONDS = 0.1
-_GONE_SECONDS = 20.0
-"""How long there may be no coordinator between two starts."""
 
 
 @click.command()
@@ -46,25 +48,38 @@ def scale(run_dir: Path, num_workers: int, timeout_seconds: float) -> None:
         return
     if timeout_seconds == 0:
         return
-    step = _wait(run_dir, num_workers, began + timeout_seconds)
+    step = _wait(run_dir, num_workers, before["total_steps"], began + timeout_seconds)
     took = seconds_text(time.monotonic() - began)
-    print(f"{run_dir}: {before['world_size']} -> {num_workers} ranks, training from step {step} on, after {took}")
+    print(f"{run_dir}: {before['world_size']} -> {ranks_text(num_workers)}, training from step {step} on, after {took}")
 
 
-def _wait(run_dir: Path, num_workers: int, deadline: float) -> int:
-    """The first step seen of a job of that many ranks."""
-    seen_at = time.monotonic()
-    while (now := time.monotonic()) < deadline:
+def _wait(run_dir: Path, num_workers: int, total_steps: int | None, deadline: float) -> int:
+    """The first step seen of a job of that many ranks; the last one if it has trained to the end already.
+
+    Raises:
+        LaunchError: the job has ended without ever having had so many.
+        DeadlineError: it has not so many yet.
+    """
+    while time.monotonic() < deadline:
         status = None
         with contextlib.suppress(AddressError):
             status = fetch_status(read_address(run_dir).url)
         if status is not None:
-            seen_at = now
             if status["state"] == "training" and status["world_size"] == num_workers:
                 return int(status["step"])
-            if status["state"] in ("finished", "failed"):
-                raise LaunchError(f"the job {status['state']} before it went on with {num_workers} ranks")
-        elif now - seen_at > _GONE_SECONDS:
-            raise LaunchError(f"the job has ended, and nobody went on with {num_workers} ranks; see what `train` says")
+            if status["state"] == "failed":
+                raise LaunchError(f"the job failed before it went on with {ranks_text(num_workers)}")
+        elif (summary := _summary(run_dir)) is not None and summary["steps"] == total_steps:
+            if summary["world_size"] == num_workers:
+                return int(summary["steps"])
+            raise LaunchError(f"the job finished before it went on with {ranks_text(num_workers)}")
         time.sleep(POLL_SECONDS)
-    raise DeadlineError(f"{run_dir} does not train on {num_workers} ranks yet; see `ddp-bp status {run_dir}`")
+    raise DeadlineError(f"{run_dir} does not train on {ranks_text(num_workers)} yet; see what `train` says")
+
+
+def _summary(run_dir: Path) -> dict[str, Any] | None:
+    try:
+        summary: dict[str, Any] = json.loads((run_dir / SUMMARY_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return summary

@@ -30,11 +30,13 @@ class Ending(Enum):
 @dataclass(frozen=True)
 class Attempt:
     """One start of all ranks. `why`: for a death, who died of what. `exit_code`: what the ranks said, if anything.
-    `resize_to`: with how many ranks the job is to go on, if it was told to stop for that."""
+    `goes_on`: whether the job was told to stop only to be started anew; `resize_to`: with how many ranks, if another
+    number was asked for."""
 
     ending: Ending
     why: str = ""
     exit_code: int | None = None
+    goes_on: bool = False
     resize_to: int | None = None
 
 

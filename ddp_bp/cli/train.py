@@ -24,7 +24,7 @@ from ddp_bp.cli.on_hosts import checked_start, start_on_hosts_left
 from ddp_bp.cli.output import print_json
 from ddp_bp.cli.placement import find_placement, own_interfaces
 from ddp_bp.cli.prepare import Prepared, prepare, warn
-from ddp_bp.cli.resize import Resizing
+from ddp_bp.cli.resize import Resizing, ranks_text
 from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
 from ddp_bp.cli.supervise import Attempt, Ending, History, Restarts
 from ddp_bp.cli.view import TrainingView, shown_command, summary_table
@@ -209,36 +209,35 @@ def _train(start: JobStart, prepared: Prepared, asked: list[str], view: Training
         attempt, address = run_attempt(start, path, history, address, asked, resizing, view)
         if attempt.ending not in (Ending.DEATH, Ending.WELL) or asked:
             return attempt
-        if attempt.ending is Ending.WELL and (attempt.resize_to is None or _is_finished(prepared)):
+        if attempt.ending is Ending.WELL and (not attempt.goes_on or _is_finished(prepared)):
             return attempt
         checkpoint = _newest(prepared, checkpoint, began)
         step = checkpoint.manifest.step if checkpoint else 0
         if attempt.resize_to is not None:
             placement = first.placement.resized(attempt.resize_to)
-            start = first = replace(first, placement=placement, num_workers=placement.num_ranks)
+            first = replace(first, placement=placement, num_workers=placement.num_ranks)
         if attempt.ending is Ending.WELL:
             history = History(history.num_restarts, history.num_resizes + 1, _summary(prepared)["recoveries"])
-            (prepared.run.path / SUMMARY_FILE).unlink()
-            view.say(f"going on from step {step} with {start.num_workers} ranks")
-            if first.placement.spans_hosts:
-                start = start_on_hosts_left(first, prepared, view.complain)
-            continue
-        if not restarts.allow(step):
-            return attempt
-        history = History(history.num_restarts + 1, history.num_resizes, history.num_recoveries + 1)
-        delay = restarts.delay_seconds()
-        view.complain(f"ddp-bp: restart {restarts.count}: {attempt.why}; going on from step {step} in {delay:.1f} s")
-        until = time.monotonic() + delay
-        while time.monotonic() < until:
-            if asked:
+        else:
+            if not restarts.allow(step):
                 return attempt
-            time.sleep(POLL_SECONDS)
-        if first.placement.spans_hosts:
-            start = start_on_hosts_left(first, prepared, view.complain)
-            if start.num_workers < fault.min_workers:
-                least = f"fewer than fault.min_workers = {fault.min_workers}"
-                view.complain(f"ddp-bp: the hosts that are left take {start.num_workers} ranks, {least}")
-                return attempt
+            history = History(history.num_restarts + 1, history.num_resizes, history.num_recoveries + 1)
+            delay = restarts.delay_seconds()
+            what = f"restart {restarts.count}: {attempt.why}"
+            view.complain(f"ddp-bp: {what}; going on from step {step} in {delay:.1f} s")
+            until = time.monotonic() + delay
+            while time.monotonic() < until:
+                if asked:
+                    return attempt
+                time.sleep(POLL_SECONDS)
+        start = start_on_hosts_left(first, prepared, view.complain) if first.placement.spans_hosts else first
+        if start.num_workers < fault.min_workers:
+            least = f"fewer than fault.min_workers = {fault.min_workers}"
+            view.complain(f"ddp-bp: the hosts that are left take {ranks_text(start.num_workers)}, {least}")
+            return replace(attempt, exit_code=1)
+        if attempt.ending is Ending.WELL:
+            view.say(f"going on from step {step} with {ranks_text(start.num_workers)}")
+        (prepared.run.path / SUMMARY_FILE).unlink(missing_ok=True)
 
 
 def _is_finished(prepared: Prepared) -> bool:

@@ -315,7 +315,7 @@ class Coordinator:
             return f"{world_size} ranks: expected at most {most}, the slots of the hosts that `ddp-bp train` was given"
         if world_size < least:
             return f"{world_size} ranks: expected at least fault.min_workers = {least}"
-        self.wanted_world_size = world_size
+        self.wanted_world_size = world_size if world_size != self.roster.world_size else None
         return None
 
     # ---- the end
@@ -324,7 +324,9 @@ class Coordinator:
         self.state = advance(self.state, Signal.STOP_ASKED)
         if self.state is not State.STOPPING:
             return []
-        self.stop_cause = self.stop_cause or cause
+        # Who wants an end prevails over who wants to go on otherwise.
+        if self.stop_cause in (None, "resize", "respawn"):
+            self.stop_cause = cause
         if self._stop_asked_at is None:
             self._stop_asked_at = now
             if self.roster.num_joined == 0:

@@ -40,9 +40,9 @@ ArrayDtype = Literal[
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
 ]
 CheckpointFile = Literal["model", "optimizer"]
-StopCause = Literal["SIGINT", "SIGTERM", "SIGUSR1", "user", "resize", "too_few"]
-"""Who wants an end: a signal, somebody; or the launcher, to go on with another number of ranks, or since too few are
-left."""
+StopCause = Literal["SIGINT", "SIGTERM", "SIGUSR1", "user", "resize", "respawn", "too_few"]
+"""Who wants an end: a signal, somebody; or the launcher, to go on with another number of ranks, or with others in the
+place of dead ones, or since too few are left."""
 
 
 def _snake_case(class_name: str) -> str:

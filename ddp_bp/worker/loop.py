@@ -108,7 +108,7 @@ class TrainingLoop:
 
     def request_stop(self, signal_name: str) -> None:
         """Ask for an end at the next step that all ranks agree on. Safe to call from a signal handler."""
-        self._stop = STOP_REQUESTS[signal_name]
+        self._stop |= STOP_REQUESTS[signal_name]
 
     def run(self) -> Outcome:
         """Train until the last step or a request to stop, then save a checkpoint. Collective.

@@ -28,6 +28,7 @@ STOP_REQUESTS: Mapping[str, Request] = MappingProxyType(
         "SIGTERM": Request.STOP_BY_SIGTERM,
         "SIGUSR1": Request.STOP_BY_SIGUSR1,
         "resize": Request.STOP_TO_RESIZE,
+        "respawn": Request.STOP_TO_RESIZE,
         "too_few": Request.STOP_TOO_FEW,
     }
 )

@@ -23,7 +23,7 @@ def test_what_somebody_asked_for_is_followed_while_the_job_trains() -> None:
     resizing = Resizing(FaultSection())
     assert resizing.wish(status(), 0) is None
     assert resizing.wish(status(wanted_world_size=4), 0) is None
-    assert resizing.wish(status(wanted_world_size=2), 0) == Wish("resize", 2, "2 ranks were asked for")
+    assert resizing.wish(status(wanted_world_size=2), 0) == Wish("resize", "2 ranks asked for", 2)
     assert resizing.wish(status(wanted_world_size=2, state="stopping"), 0) is None
 
 
@@ -31,10 +31,9 @@ def test_dead_ranks_are_replaced_so_often_in_so_long() -> None:
     resizing = Resizing(FaultSection(respawn_limit=2, respawn_seconds=100))
     lost = status(3, lost_ranks=[1])
     assert resizing.wish({**lost, "ready": False}, 0) is None, "one that is left does not go on yet"
-    assert resizing.wish(lost, 0) == Wish("resize", 4, "rank 1 has died; starting 4 ranks again")
-    assert resizing.wish(status(2, lost_ranks=[0, 3]), 50) == Wish(
-        "resize", 4, "rank 0, 3 has died; starting 4 ranks again"
-    )
+    assert resizing.wish(lost, 0) == Wish("respawn", "rank 1 has died; starting others in the place of the dead")
+    again = resizing.wish(status(2, lost_ranks=[0, 3]), 50)
+    assert again == Wish("respawn", "rank 0, 3 has died; starting others in the place of the dead")
     assert resizing.wish(lost, 99) is None
     assert resizing.wish(lost, 100) is not None
     assert resizing.wish(lost, 149) is None
@@ -43,13 +42,21 @@ def test_dead_ranks_are_replaced_so_often_in_so_long() -> None:
     assert resizing.wish({**lost, "wanted_world_size": 2}, 149) is not None
 
 
+def test_what_could_not_be_saved_is_tried_again_after_a_while() -> None:
+    resizing, wanted = Resizing(FaultSection()), status(wanted_world_size=2)
+    assert resizing.wish(wanted, 0) is not None
+    resizing.failed(10)
+    assert resizing.wish(wanted, 39) is None
+    assert resizing.wish(wanted, 40) is not None
+
+
 def test_too_few_ranks_stop() -> None:
     few = Resizing(FaultSection(respawn=False, min_workers=3))
     assert few.wish(status(3, lost_ranks=[1]), 0) is None
     why = "rank 1, 2 has died; 2 ranks left, fewer than fault.min_workers = 3"
-    assert few.wish(status(2, lost_ranks=[1, 2]), 0) == Wish("too_few", None, why)
+    assert few.wish(status(2, lost_ranks=[1, 2]), 0) == Wish("too_few", why)
     again = Resizing(FaultSection(min_workers=3, respawn_limit=1))
-    assert [again.wish(status(2, lost_ranks=[1, 2]), now).cause for now in (0, 1)] == ["resize", "too_few"]
+    assert [again.wish(status(2, lost_ranks=[1, 2]), now).cause for now in (0, 1)] == ["respawn", "too_few"]
 
 
 @pytest.mark.parametrize("setting", ["fault.min_workers=0", "fault.respawn_seconds=0", "fault.respawn_limit=-1"])

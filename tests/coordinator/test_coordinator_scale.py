@@ -29,10 +29,13 @@ def test_a_number_that_the_launcher_can_start_is_noted_for_it(tmp_path: Path) ->
     ):
         assert problem in ask(machine, world_size)
         assert status_of(machine.coordinator, machine.now)["wanted_world_size"] is None
-    for world_size in (3, 2):
+    for world_size, wanted in ((3, 3), (2, None), (3, 3)):
         assert ask(machine, world_size) == ""
-        assert status_of(machine.coordinator, machine.now)["wanted_world_size"] == world_size
-    machine.receive(b"tool", m.StopRequest("user"))
+        assert status_of(machine.coordinator, machine.now)["wanted_world_size"] == wanted
+    machine.receive(b"tool", m.StopRequest("resize"))
+    told = sent(machine.receive(b"tool", m.StopRequest("user")), m.Stop)
+    assert [stop.reason for _, stop in told] == ["user", "user"], "who wants an end prevails"
+    assert sent(machine.receive(b"tool", m.StopRequest("respawn")), m.Stop)[0][1].reason == "user"
     assert "the job is stopping" in ask(machine, 3)
 
 

@@ -56,12 +56,32 @@ def test_a_job_grows_and_shrinks_on_demand(
         assert "ddp_bp_resizes_total 2.0" in text and "ddp_bp_restarts_total 0.0" in text
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
-    assert "3 ranks were asked for; saving a checkpoint" in stdout and "restart" not in stderr
+    assert "3 ranks asked for; saving a checkpoint" in stdout and "restart" not in stderr
     summary = assert_is_the_same_run(run_dir, undisturbed)
     assert (summary["world_size"], summary["recoveries"]) == (2, 0)
     assert mpi_name() == "MPICH" or leftovers() == before
     ended = run_ddp_bp("scale", run_dir, "-n", 2)
     assert ended.returncode == 2 and "no job is running" in ended.stderr
+
+
+def test_a_job_that_cannot_save_a_checkpoint_is_not_stopped_for_it(
+    start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--set", "checkpoint.every_steps=0"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 1, "--run-dir", run_dir, *options))
+    wait_for_step(run_dir, 3)
+    folder, elsewhere = run_dir / "checkpoints", tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    folder.write_text("in the way of checkpoints\n")
+    assert run_ddp_bp("scale", run_dir, "-n", 2, "--timeout", 0).returncode == 0
+    wait_until(lambda: (status_of(run_dir) or {})["checkpoints"]["failures"] > 0, "a checkpoint that fails")
+    folder.unlink()
+    elsewhere.rename(folder)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "so the job does not stop, and goes on as it is" in stderr
+    assert assert_is_the_same_run(run_dir, undisturbed)["world_size"] == 1
 
 
 @pytest.mark.ulfm
@@ -82,8 +102,8 @@ def test_others_take_the_place_of_dead_ranks(
         os.kill(wait_until(is_whole, "three ranks that train")["ranks"][rank]["pid"], signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
-    assert stdout.count("rank 1 has died; starting 3 ranks again; saving a checkpoint") == 1
-    assert "going on from step " in stdout and "starting 3 ranks again" not in stdout.split("going on")[1]
+    assert stdout.count("rank 1 has died; starting others in the place of the dead; saving a checkpoint") == 1
+    assert "going on from step " in stdout and "starting others" not in stdout.split("going on")[1]
     summary = assert_is_the_same_run(run_dir, undisturbed)
     # The budget was used up by the first.
     assert (summary["world_size"], summary["recoveries"]) == (2, 2)
