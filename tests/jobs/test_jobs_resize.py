@@ -39,7 +39,9 @@ def test_a_job_grows_and_shrinks_on_demand(
     start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict
 ) -> None:
     run_dir, before = tmp_path / "run", leftovers()
-    process = start_command(ddp_bp("train", slow_recipe, "-n", 1, "--run-dir", run_dir))
+    # Slow enough for all that is asked meanwhile.
+    options = ["--set", "model.options={sleep_seconds=0.06}"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 1, "--run-dir", run_dir, *options))
     wait_for_step(run_dir, 3)
     refused = run_ddp_bp("scale", run_dir, "-n", 4)
     assert refused.returncode == 2 and "expected at most 3, the number of shards" in refused.stderr
@@ -95,9 +97,9 @@ def test_others_take_the_place_of_dead_ranks(
 
         def is_whole(resizes: int = resizes) -> dict | None:
             status = status_of(run_dir)
-            # Steps are counted on from before.
-            whole = status and status["state"] == "training" and status["resizes"] == resizes
-            return status if whole else None
+            if status is None or status["state"] != "training" or status["resizes"] != resizes:
+                return None
+            return status if all(row["last_step_age_seconds"] is not None for row in status["ranks"]) else None
 
         os.kill(wait_until(is_whole, "three ranks that train")["ranks"][rank]["pid"], signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=60)
