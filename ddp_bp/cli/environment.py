@@ -29,6 +29,10 @@ _SESSION_FOLDER = re.compile(r"ompi\.\d+|prte(run)?\.[^/]+\.\d+\.\d+")
 # The temporary folder of the job that a process belongs to, by which what is left of a job is found.
 _JOB = "DDP_BP_JOB"
 
+# Which ranks are to kill themselves and where, and the mark of all processes here that `ddp-bp chaos` has started.
+_DEATHS = "DDP_BP_DEATHS"
+_MARK = "DDP_BP_CHAOS"
+
 # Launchers tell their processes how many there are and which one each is. The first pair that is set counts: mpirun of
 # Open MPI, Hydra (MPICH, Intel MPI), and srun, in whose steps either of the others may run.
 _LAUNCHERS = (
@@ -49,7 +53,7 @@ _REMOTE_SHELL_ARGUMENTS = ("PRTE_MCA_plm_ssh_args", "PRTE_MCA_plm_rsh_args", "OM
 _NETWORKS = re.compile(r"(OMPI|PRTE|PMIX)_MCA_(btl_tcp|prte|oob_tcp|if)_?(if)?_(include|exclude)")
 
 # What ranks on other hosts need as well to find the same modules and data, and to compute alike.
-_PASSED_ON = ("PYTHONPATH", "XDG_CACHE_HOME", "OPENBLAS_L2_SIZE")
+_PASSED_ON = ("PYTHONPATH", "XDG_CACHE_HOME", "OPENBLAS_L2_SIZE", _DEATHS)
 
 # What mpirun of Open MPI leaves of `--with-ft ulfm` in the environment of the ranks.
 _DEATHS_REPORTED = "OMPI_MCA_mpi_ft_enable"
@@ -122,6 +126,29 @@ def job_marker(folder: Path) -> bytes:
     return f"{_JOB}={folder}".encode()
 
 
+def job_folder_of(variables: bytes) -> Path | None:
+    """The temporary folder of the job of a process that was started with these variables, as /proc shows them."""
+    return next((Path(os.fsdecode(value[1])) for value in _pairs(variables) if value[0] == _JOB.encode()), None)
+
+
+def chaos_environment(mark: str, deaths: str) -> dict[str, str]:
+    """The environment of a job that is disturbed. `deaths`: of ranks, as text; empty if there are to be none."""
+    environment = child_environment(**{_MARK: mark, _DEATHS: deaths})
+    if not deaths:
+        del environment[_DEATHS]
+    return environment
+
+
+def has_mark(variables: bytes, mark: str) -> bool:
+    """Whether a process that was started with these variables is of a job with this mark; see `chaos_environment`."""
+    return (_MARK.encode(), mark.encode()) in _pairs(variables)
+
+
+def deaths_asked_for(environment: MutableMapping[str, str] = os.environ) -> str:
+    """Which ranks are to kill themselves and where, as text; empty if none is."""
+    return environment.get(_DEATHS, "")
+
+
 def session_folder(environment: MutableMapping[str, str] = os.environ) -> Path | None:
     """Where Open MPI keeps the files of this rank's job on this machine, if that is a folder of this job alone."""
     folder = Path(environment.get("PMIX_SERVER_TMPDIR", ""))
@@ -186,3 +213,8 @@ def child_environment(**more: str) -> dict[str, str]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **more}
     prepare_blas(environment)
     return environment
+
+
+def _pairs(variables: bytes) -> list[tuple[bytes, bytes]]:
+    split = (entry.partition(b"=") for entry in variables.split(b"\0"))
+    return [(name, value) for name, _, value in split]

@@ -29,6 +29,7 @@ COMMANDS = {
     ),
     "profile": ("ddp_bp.cli.profile", "profile", "Show where the time of training steps goes."),
     "bench": ("ddp_bp.cli.bench", "bench", "Measure exchange, steps, recovery and more, beside MPI and PyTorch."),
+    "chaos": ("ddp_bp.cli.chaos", "chaos", "Train while processes are killed, and compare with a run in peace."),
     "status": ("ddp_bp.cli.status", "status", "Show how a running job is doing."),
     "stacks": ("ddp_bp.cli.stacks", "stacks", "Show where every rank of a running job is, in Python."),
     "stop": ("ddp_bp.cli.stop", "stop", "Save a checkpoint of a running job, and end it."),

@@ -147,6 +147,14 @@ def start_logged(command: Sequence[str], job_folder: Path, log: Path) -> subproc
         return _start_in_session(command, marked_environment(job_folder), file.fileno(), subprocess.STDOUT)
 
 
+def start_train(command: list[str], environment: dict[str, str], log: int) -> subprocess.Popen[bytes]:
+    """Start `ddp-bp train` in a session of its own; it is told to end if we die.
+
+    `log`: the descriptor that all its output goes to.
+    """
+    return _start_in_session(command, environment, log, log)
+
+
 def _start_in_session(
     command: Sequence[str], environment: dict[str, str], stdout: int, stderr: int
 ) -> subprocess.Popen[bytes]:

@@ -12,7 +12,7 @@ import msgspec
 
 from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli import options
-from ddp_bp.cli.environment import user_cache
+from ddp_bp.cli.environment import deaths_asked_for, user_cache
 from ddp_bp.cli.kept_coordinator import KeptCoordinator
 from ddp_bp.cli.kernels import Kernels, settle_kernels
 from ddp_bp.cli.outcome import report_outcome
@@ -25,6 +25,7 @@ from ddp_bp.recipes.schema import Recipe, start_id
 from ddp_bp.worker.assemble import Job, assemble
 from ddp_bp.worker.binding import bind_to_own_cores
 from ddp_bp.worker.blas import check_same_blas, gather_blas
+from ddp_bp.worker.death import Death, decode_deaths
 from ddp_bp.worker.failures import together
 from ddp_bp.worker.run import RunSettings, run_worker
 from ddp_bp.worker.rundir import SUMMARY_FILE
@@ -135,9 +136,16 @@ def _work(communicator: Communicator, invocation: Invocation, kernels: Kernels) 
             needs_rank_0=invocation.coordinator is None,
             # `ddp-bp train` sees to it itself, and may start others in the place of the dead.
             min_workers=1 if invocation.supervised else start.recipe.fault.min_workers,
+            death=together(communicator, lambda: _own_death(communicator.rank, invocation.num_starts)),
         )
         code = run_worker(communicator, job, settings)
         return code if first is None else first.conclude(code)
+
+
+def _own_death(rank: int, num_starts: int) -> Death | None:
+    """Where this rank is to kill itself, in the first start of a job only."""
+    deaths = decode_deaths(deaths_asked_for()) if num_starts == 0 else []
+    return next((death for death in deaths if death.rank == rank), None)
 
 
 class _Root:

@@ -27,6 +27,7 @@ from ddp_bp.worker.activity import Activity, thread_stacks
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import SILENCE_SECONDS, Checkpointing
 from ddp_bp.worker.compose import around, compose
+from ddp_bp.worker.death import Death, die_at
 from ddp_bp.worker.failures import RankFailure, note, print_failure, together, warn
 from ddp_bp.worker.ledger import Ledger
 from ddp_bp.worker.link import CoordinatorLink
@@ -50,6 +51,7 @@ class RunSettings:
     `resumes` is the same on all ranks; `checkpoint` is what rank 0 has read if it is true, and None on the others.
     `num_recoveries`: how many deaths the run had got over before this start. `needs_rank_0`: whether the coordinator
     ends with the rank that was 0 at the start. `min_workers`: with fewer ranks they stop, with a checkpoint.
+    `death`: where this rank is to kill itself, if anywhere.
     """
 
     coordinator_address: str
@@ -60,6 +62,7 @@ class RunSettings:
     num_recoveries: int = 0
     needs_rank_0: bool = False
     min_workers: int = 1
+    death: Death | None = None
 
 
 def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> int:
@@ -140,6 +143,8 @@ class _Run:
             checkpoint_every_steps=every_steps,
             announce=settings.announce,
         )
+        if settings.death is not None:
+            die_at(settings.death, lambda: self._progress.step)
 
     @property
     def rank(self) -> int:

@@ -199,6 +199,18 @@ def no_module(input_shape, num_outputs):
     return "a string"
 
 
+class DrawingFromTheSystem(Slow):
+    """Adds noise that is another in each run."""
+
+    def forward(self, x):
+        noise = np.frombuffer(os.urandom(x.shape[0]), np.uint8).astype(np.float32).reshape(-1, 1) * 1e-4
+        return super().forward(x) + noise
+
+
+def drawing_from_the_system(input_shape, num_outputs):
+    return DrawingFromTheSystem(input_shape[0], num_outputs, 0.02)
+
+
 def dying_while_saving(input_shape, num_outputs):
     """The slow model; rank 1 kills itself when it is to send its part of the last checkpoint."""
     if launched_rank() == 1:

@@ -1,0 +1,71 @@
+"""When a run counts as survived: what is compared, and what ranks may hold."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from ddp_bp.chaos.fill import LIMIT_BYTES, Filler, check_may_fill
+from ddp_bp.chaos.usage import RankUsage, Usage
+from ddp_bp.chaos.verdict import SAME, differences, problems_of_run
+from ddp_bp.errors import InputError
+
+SUMMARY = {key: f"that {key}" for key in SAME} | {"world_size": 4, "recoveries": 0, "seconds": 1.0}
+
+
+def test_what_may_differ_does_not_count() -> None:
+    assert differences(SUMMARY, SUMMARY | {"world_size": 1, "recoveries": 5, "seconds": 9.0}) == []
+
+
+@pytest.mark.parametrize("key", SAME)
+def test_every_other_number_counts(key: str) -> None:
+    (problem,) = differences(SUMMARY, SUMMARY | {key: "another"})
+    assert problem == f"{key}: expected that {key}, as undisturbed, got another"
+
+
+def test_a_run_without_a_summary_has_not_finished(tmp_path: Path) -> None:
+    assert problems_of_run(tmp_path, SUMMARY) == ["there is no summary.json: training did not finish"]
+
+
+def test_a_ledger_that_is_missing_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    (problem,) = problems_of_run(tmp_path, {})
+    assert "expected a run directory" in problem
+
+
+def test_ranks_may_hold_a_little_more_and_not_much_more() -> None:
+    first = Usage(200_000_000, 40)
+    assert RankUsage(2, first, Usage(390_000_000, 70)).problems() == []
+    memory, files = RankUsage(2, first, Usage(410_000_000, 73)).problems()
+    assert memory == "rank 2: expected at most 400 MB of resident memory after beginning with 200 MB, got 410 MB"
+    assert files == "rank 2: expected at most 72 open files after beginning with 40, got 73"
+
+
+def test_only_a_small_file_system_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Room:
+        free = LIMIT_BYTES
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Room)
+    check_may_fill(tmp_path / "not yet" / "there")
+    Room.free = LIMIT_BYTES + 1
+    with pytest.raises(InputError, match=r"at most 2 GB of free space .* tmpfs .* loop"):
+        check_may_fill(tmp_path)
+
+
+def test_all_room_is_taken_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = 12_345
+
+    def allocate(descriptor: int, offset: int, length: int) -> None:
+        if offset + length > room:
+            raise OSError(errno.ENOSPC, "no room")
+        os.ftruncate(descriptor, offset + length)
+
+    monkeypatch.setattr("os.posix_fallocate", allocate)
+    filler = Filler(tmp_path / "filling")
+    assert room - 512 < filler.fill() <= room
+    filler.free()
+    filler.free()
+    assert list(tmp_path.iterdir()) == []
