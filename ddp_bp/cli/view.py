@@ -1,11 +1,13 @@
 """How a training run looks on a terminal: a live table where there is one, else a line now and then.
 
-What workers write to stderr stays on stderr, as it came.
+What workers write to stderr stays on stderr, as it came. Where output has no room, training goes on without it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import http.client
 import json
 import shlex
 import sys
@@ -22,6 +24,7 @@ from rich.table import Table
 from ddp_bp.cli.output import print_table, seconds_text
 
 STATUS_SECONDS = 2.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def fetch_status(url: str) -> dict[str, Any] | None:
@@ -29,7 +32,8 @@ def fetch_status(url: str) -> dict[str, Any] | None:
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/api/status", timeout=STATUS_SECONDS) as reply:
             status = json.load(reply)
-    except (urllib.error.URLError, OSError, ValueError):
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError):
+        # Also one that is killed in the middle of its answer.
         return None
     return status if isinstance(status, dict) else None
 
@@ -38,20 +42,34 @@ class TrainingView:
     """The output of `ddp-bp train`."""
 
     def __init__(self, *, to_stderr: bool) -> None:
-        self._console = Console(stderr=to_stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._to_stderr = to_stderr
+        self._console = self._new_console()
         self._live: Live | None = None
         self._shown_eval_step: int | None = None
 
     def say(self, text: str) -> None:
         """One line for people."""
-        self._console.print(text)
+        try:
+            self._console.print(text)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            # It keeps what could not be written, and so does the stream behind it, which is enough.
+            self._console = self._new_console()
 
     def complain(self, text: str) -> None:
         """One line for stderr, as it is."""
         if self._live is not None and sys.stderr.isatty():
             self._console.print(text)
-        else:
+            return
+        try:
             print(text, file=sys.stderr, flush=True)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+
+    def _new_console(self) -> Console:
+        return Console(stderr=self._to_stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:

@@ -4,16 +4,49 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from ddp_bp.cli.options import default_run_dir
 from ddp_bp.cli.output import print_json, print_table, seconds_text, size_text
-from ddp_bp.cli.view import TrainingView, shown_command, summary_line, summary_table
+from ddp_bp.cli.view import TrainingView, fetch_status, shown_command, summary_line, summary_table
 
 LONG = "/very" * 40 + "/[bold]/[/nothing]/:smile:/step-00000920"
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
+def test_a_coordinator_that_dies_while_it_answers_does_not_answer(said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(said)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        assert fetch_status(f"http://127.0.0.1:{server.getsockname()[1]}/") is None
+        thread.join(5)
+
+
+def test_training_goes_on_where_its_output_has_no_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115
+    with (tmp_path / "log").open("w") as log:
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, full)
+        view = TrainingView(to_stderr=False)
+        view.say("not shown")
+        view.complain("not shown either")
+        monkeypatch.setattr(sys, "stdout", log)
+        view.say("shown again")
+    assert (tmp_path / "log").read_text() == "shown again\n"
+    with pytest.raises(OSError):
+        full.close()
 
 
 @pytest.mark.parametrize(
