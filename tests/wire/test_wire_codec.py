@@ -35,6 +35,7 @@ FROM_WORKER: list[m.FromWorker] = [
     m.StacksRequest(),
     m.CheckpointRequest("request-1"),
     m.StopRequest("SIGINT"),
+    m.ScaleRequest(3),
 ]
 FROM_COORDINATOR: list[m.FromCoordinator] = [
     m.Welcome(1, "r", 100),
