@@ -61,9 +61,10 @@ def train(recipe: Path, run_dir: Path, size: int, *settings: str) -> dict:
 
 def last_rate(run_dir: Path) -> float:
     manifest = json.loads(max((run_dir / "checkpoints").iterdir()).joinpath("manifest.json").read_bytes())
-    if rates := manifest["extra"]["schedule"].get("lrs"):
+    schedule = manifest["extra"]["schedule"]
+    if schedule and "best" in schedule:
         # What a plateau does after the last evaluation comes too late for the metrics, if a report was due before it.
-        return float(rates[0])
+        return float(schedule["lrs"][0])
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     shown: list[float] = [line["learning_rate"] for line in lines if "learning_rate" in line]
     return shown[-1]
