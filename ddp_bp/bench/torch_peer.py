@@ -145,8 +145,10 @@ def find_torch() -> Any:
 
 
 @contextmanager
-def launched_group() -> Iterator[tuple[TorchPeer, int]]:
+def launched_group(num_restarts: int) -> Iterator[tuple[TorchPeer, int]]:
     """The group of the workers that `torchrun` has started together, and this one's rank. Collective.
+
+    `num_restarts`: how often it has started them again.
 
     Raises InputError without PyTorch and gloo.
     """
@@ -154,10 +156,14 @@ def launched_group() -> Iterator[tuple[TorchPeer, int]]:
     if torch is None:
         raise InputError("this worker needs PyTorch with gloo: pip install torch, the CPU build")
     import torch.distributed as distributed
+    from torch.distributed.rendezvous import rendezvous
 
-    distributed.init_process_group("gloo", timeout=_TIMEOUT)
+    store, rank, world_size = next(rendezvous("env://", timeout=_TIMEOUT))
+    # torchrun keeps the store over its restarts, and with it where dead workers listened: gloo would connect to those.
+    store = distributed.PrefixStore(f"start {num_restarts}", store)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
     try:
-        yield TorchPeer(torch), distributed.get_rank()
+        yield TorchPeer(torch), rank
     finally:
         distributed.destroy_process_group()
 

@@ -59,7 +59,7 @@ def measure_torchrun(
         here.mkdir()
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(num_workers), "--max-restarts", str(_MAX_RESTARTS)]
-        command += ["-m", "ddp_bp.bench.torchrun_worker", str(here), model, str(every_steps)]
+        command += ["-m", "ddp_bp", "torchrun-worker", str(here), model, str(every_steps)]
         log = here / "log"
         process = WatchedProcess("torchrun", begin(command, log), log, check)
         try:

@@ -1,12 +1,11 @@
-"""One worker of PyTorch's under `torchrun`, as `torchrun ... -m ddp_bp.bench.torchrun_worker FOLDER MODEL STEPS`.
+"""One worker of PyTorch's under `torchrun`, which `ddp-bp torchrun-worker` is.
 
-Trains a network of `bench.models` under DistributedDataParallel without an end, notes each step in FOLDER, and goes on
-from the checkpoint there, which rank 0 writes after every so many STEPS. It has no MPI.
+Trains a network of `bench.models` under DistributedDataParallel without an end, notes each step in a folder, and goes
+on from the checkpoint there, which rank 0 writes. It has no MPI.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,13 @@ _NUM_STEPS = "num_steps"
 _DEFAULT_BUCKET_MB = 25
 
 
-def train(folder: Path, name: str, every_steps: int) -> None:
-    """Train the network of that name until somebody ends this process. Collective."""
+def train(folder: Path, name: str, every_steps: int, num_restarts: int) -> None:
+    """Train the network of that name until somebody ends this process. Collective.
+
+    `every_steps`: how often a checkpoint is written. `num_restarts`: how often all workers were started again.
+    """
     model, checkpoint = MODELS[name], folder / _CHECKPOINT_FILE
-    with launched_group() as (peer, rank):
+    with launched_group(num_restarts) as (peer, rank):
         training = peer.ddp(model.widths, *made_up_samples(model, model.batch_per_rank), _DEFAULT_BUCKET_MB)
         step = 0
         if checkpoint.exists():
@@ -43,7 +45,3 @@ def train(folder: Path, name: str, every_steps: int) -> None:
                 saved: dict[str, Any] = {**training.state(), _NUM_STEPS: np.array(step)}
                 np.savez(beside, **saved)
                 beside.replace(checkpoint)
-
-
-if __name__ == "__main__":
-    train(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -24,7 +24,7 @@ from ddp_bp.bench.recovery import (
 from ddp_bp.bench.torchrun_job import measure_torchrun
 from ddp_bp.cli import options
 from ddp_bp.cli.bench_output import show_recovery
-from ddp_bp.cli.environment import launched_ranks
+from ddp_bp.cli.environment import launched_ranks, marked_environment
 from ddp_bp.cli.job_folder import job_folder
 from ddp_bp.cli.launcher import find_launcher
 from ddp_bp.cli.processes import start_logged
@@ -127,7 +127,8 @@ def recovery(
                 raise _Asked
 
         def begin(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-            return start_logged(command, folder, log)
+            with log.open("xb") as file:
+                return start_logged(command, marked_environment(folder), file.fileno())
 
         chosen, generator = MODELS[model], random.Random(seed)
         trained = recipe or str(write_recipe(chosen, num_workers, _CHECKPOINT_EVERY_STEPS, folder))

@@ -22,7 +22,7 @@ from ddp_bp.chaos.traces import Traces, describe_process
 from ddp_bp.chaos.usage import RankUsage, usage_of
 from ddp_bp.cli.environment import chaos_environment, has_mark, job_folder_of
 from ddp_bp.cli.output import seconds_text
-from ddp_bp.cli.processes import end_process_group, start_train
+from ddp_bp.cli.processes import end_process_group, start_logged
 from ddp_bp.cli.view import fetch_status
 from ddp_bp.coordinator.client import ToolClient, read_address
 from ddp_bp.coordinator.memory import read_memory
@@ -127,7 +127,7 @@ class _Job:
 
     def _start(self, deaths: str = "") -> None:
         with self._log.open("ab") as log:
-            self._train = start_train(self._order.command, chaos_environment(self._order.mark, deaths), log.fileno())
+            self._train = start_logged(self._order.command, chaos_environment(self._order.mark, deaths), log.fileno())
         self.record.num_starts += 1
         self._moved_at = time.monotonic()
 

@@ -55,6 +55,8 @@ _NETWORKS = re.compile(r"(OMPI|PRTE|PMIX)_MCA_(btl_tcp|prte|oob_tcp|if)_?(if)?_(
 # What ranks on other hosts need as well to find the same modules and data, and to compute alike.
 _PASSED_ON = ("PYTHONPATH", "XDG_CACHE_HOME", "OPENBLAS_L2_SIZE", _DEATHS)
 
+_TORCHRUN_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+
 # What mpirun of Open MPI leaves of `--with-ft ulfm` in the environment of the ranks.
 _DEATHS_REPORTED = "OMPI_MCA_mpi_ft_enable"
 # MPI_Finalize of Open MPI waits for all ranks, now and then for dead ones, too, and then for ever.
@@ -108,6 +110,11 @@ def launched_ranks(environment: MutableMapping[str, str] = os.environ) -> tuple[
         if size.isdigit() and rank.isdigit():
             return int(size), int(rank)
     return None
+
+
+def torchrun_restarts(environment: MutableMapping[str, str] = os.environ) -> int:
+    """How often torchrun has started this worker and its fellows again."""
+    return int(environment.get(_TORCHRUN_RESTARTS, "0"))
 
 
 def prepare_for_deaths(environment: MutableMapping[str, str] = os.environ) -> bool:

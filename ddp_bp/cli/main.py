@@ -40,8 +40,11 @@ COMMANDS = {
     "data": ("ddp_bp.cli.data", "data", "List the data sets, or download one."),
     "recipes": ("ddp_bp.cli.recipes", "recipes", "List the packaged recipes."),
 }
-# What commands of ours call on other hosts.
-HIDDEN = {"host-check": ("ddp_bp.cli.host_check", "host_check")}
+# What commands of ours call, on other hosts or under another launcher.
+HIDDEN = {
+    "host-check": ("ddp_bp.cli.host_check", "host_check"),
+    "torchrun-worker": ("ddp_bp.cli.torchrun_worker", "torchrun_worker"),
+}
 
 
 class LazyCommands(click.Group):

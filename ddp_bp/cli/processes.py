@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddp_bp.cli.environment import child_environment, job_environment, marked_environment
+from ddp_bp.cli.environment import child_environment, job_environment
 from ddp_bp.cli.supervise import History
 from ddp_bp.errors import DeadlineError, InputError, LaunchError
 
@@ -138,17 +138,8 @@ def start_mpirun(
     return _start_in_session(command, job_environment(job_folder), stdout, stderr)
 
 
-def start_logged(command: Sequence[str], job_folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, with its output into a new file; it is told to end if we die.
-
-    `job_folder`: where whoever clears that folder away finds what is left of the command.
-    """
-    with log.open("xb") as file:
-        return _start_in_session(command, marked_environment(job_folder), file.fileno(), subprocess.STDOUT)
-
-
-def start_train(command: list[str], environment: dict[str, str], log: int) -> subprocess.Popen[bytes]:
-    """Start `ddp-bp train` in a session of its own; it is told to end if we die.
+def start_logged(command: Sequence[str], environment: dict[str, str], log: int) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own; it is told to end if we die.
 
     `log`: the descriptor that all its output goes to.
     """

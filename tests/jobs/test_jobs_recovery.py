@@ -8,29 +8,18 @@ import signal
 from pathlib import Path
 
 import pytest
-from job_histories import assert_ledger_is_one_history, assert_same
+from job_histories import assert_is_the_same_run, assert_same
 from support import (
     ddp_bp,
     leftovers,
     mpirun,
     processes_of,
-    run_to_end,
     status_of,
-    summary_of,
     wait_for_step,
     wait_until,
 )
 
 pytestmark = [pytest.mark.mpi, pytest.mark.ulfm]
-
-
-def assert_is_the_same_run(run_dir: Path, undisturbed: dict) -> dict:
-    summary = summary_of(run_dir)
-    assert_same(summary, undisturbed)
-    assert_ledger_is_one_history(run_dir, summary)
-    assert run_to_end(ddp_bp("ledger", "verify", run_dir), 60).returncode == 0
-    assert processes_of(run_dir) == []
-    return summary
 
 
 def wait_for_recovery(run_dir: Path, num_lost: int) -> dict:

@@ -9,14 +9,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from job_histories import assert_ledger_is_one_history, assert_same
+from job_histories import assert_is_the_same_run
 from support import (
     ddp_bp,
     leftovers,
     mpi_name,
     mpirun,
-    processes_of,
-    run_to_end,
     status_of,
     summary_of,
     wait_for_step,
@@ -24,15 +22,6 @@ from support import (
 )
 
 pytestmark = pytest.mark.mpi
-
-
-def assert_is_the_same_run(run_dir: Path, undisturbed: dict) -> dict:
-    summary = summary_of(run_dir)
-    assert_same(summary, undisturbed)
-    assert_ledger_is_one_history(run_dir, summary)
-    assert run_to_end(ddp_bp("ledger", "verify", run_dir), 60).returncode == 0
-    assert processes_of(run_dir) == []
-    return summary
 
 
 def test_a_job_grows_and_shrinks_on_demand(
