@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from ddp_bp.cli.environment import launched_ranks, prepare_for_deaths, session_folder
+from ddp_bp.cli.environment import launched_ranks, prepare_for_deaths, prepare_mpi, session_folder
 from ddp_bp.cli.lifeline import end_with_launcher
 from ddp_bp.errors import DdpError, LaunchError, PeerLostError, RemoteError
 from ddp_bp.parallel.communicator import Communicator
@@ -86,6 +86,7 @@ def _open(launched: tuple[int, int] | None, world_size: int | None) -> Communica
     if launched is None and world_size in (None, 1):
         return SingleCommunicator()
     size = world_size or (launched[0] if launched else None)
+    prepare_mpi()
     return open_communicator(size, can_lose_ranks=prepare_for_deaths())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ddp_bp.cli.environment import (
@@ -11,6 +13,7 @@ from ddp_bp.cli.environment import (
     launched_ranks,
     prepare_blas,
     prepare_for_deaths,
+    prepare_mpi,
 )
 from ddp_bp.cli.processor import Processor
 
@@ -85,3 +88,22 @@ def test_mpi_waits_for_nobody_at_its_end_where_ranks_may_die(told: str | None, e
     environment["OMPI_MCA_async_mpi_finalize"] = "0"
     prepare_for_deaths(environment)
     assert environment["OMPI_MCA_async_mpi_finalize"] == "0", "who says otherwise is followed"
+
+
+@pytest.mark.parametrize(
+    ("told", "written", "expected"),
+    [
+        (None, None, "^ofi"),
+        (None, "# btl = tcp\nbtl_tcp_if_include = eth0\n", "^ofi"),
+        (None, "mpi_yield_when_idle = 1\n btl = self,sm,tcp\n", None),
+        ("self,tcp", None, "self,tcp"),
+    ],
+)
+def test_mpi_starts_without_its_sleep_unless_somebody_names_transports(
+    told: str | None, written: str | None, expected: str | None, tmp_path: Path
+) -> None:
+    environment = {} if told is None else {"OMPI_MCA_btl": told}
+    if written is not None:
+        (tmp_path / "mca-params.conf").write_text(written)
+    prepare_mpi(environment, [tmp_path / "none", tmp_path, tmp_path / "mca-params.conf"])
+    assert environment.get("OMPI_MCA_btl") == expected
