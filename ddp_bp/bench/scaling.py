@@ -96,7 +96,7 @@ def measure_scaling(communicator: Communicator, names: Sequence[str], num_blocks
     """Measure the models of these names. Collective; the same on all ranks."""
     nodes = find_nodes(communicator)
     turns = Turns(communicator, nodes)
-    groups = [communicator.first_ranks(count) for count in range(1, communicator.size + 1)]
+    groups = [communicator.part(communicator.rank < count) for count in range(1, communicator.size + 1)]
     models = []
     for name in names:
         model = MODELS[name]

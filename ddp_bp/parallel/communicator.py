@@ -2,7 +2,7 @@
 
 One strategy a file: `mpi`, `single` (one process) and `threads` (ranks as threads of one process, for tests). All pass
 the same conformance suite. The verbs keep their MPI names; every method except `abort`,
-`revoke` and `close` is collective.
+`revoke`, `is_revoked`, `dead` and `close` is collective.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Communicator(Protocol):
     def allgather_bytes(self, data: bytes) -> list[bytes]:
         """Everyone's `data`, which may differ in length, in rank order. For setting up, not for the training step."""
 
-    def first_ranks(self, count: int) -> Communicator | None:
-        """A communicator of its own for ranks 0 to `count` - 1, which they must close; None on the others."""
+    def part(self, takes_part: bool) -> Communicator | None:
+        """A communicator of its own for those that take part, in their order, which they must close; None on others."""
 
     def duplicate(self) -> Communicator:
         """A communicator of the same ranks, which they must close, for another thread of each of them.
@@ -73,6 +73,19 @@ class Communicator(Protocol):
         """Have every call of any rank on this communicator end with PeerLostError, from now on. Not collective.
 
         Without effect where `can_lose_ranks` is false: then all ranks end when one dies.
+        """
+
+    def is_revoked(self) -> bool:
+        """Whether a rank has revoked it, as far as is known here. Not collective."""
+
+    def dead(self) -> tuple[int, ...]:
+        """The ranks that have died, as far as is known here. Not collective."""
+
+    def agree(self, flags: int) -> int:
+        """The bitwise and of everyone's non-negative `flags`; 0 if a rank has died. The same on all ranks that live.
+
+        That is so even if some die in the middle of it, in which it differs from all other calls, and on a communicator
+        that has been revoked: with it ranks find out whether all have come through.
         """
 
     def survivors(self) -> tuple[Communicator, tuple[int, ...]]:
@@ -89,9 +102,3 @@ class Communicator(Protocol):
 
     def close(self) -> None:
         """Release what the communicator holds."""
-
-
-def check_count(count: int, size: int) -> None:
-    """Raise ValueError unless the first `count` of `size` ranks are at least one."""
-    if not 1 <= count <= size:
-        raise ValueError(f"expected a number of ranks from 1 to {size}, got {count}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from ddp_bp.errors import LaunchError, PeerLostError
-from ddp_bp.parallel.communicator import Array, Communicator, check_count
+from ddp_bp.parallel.communicator import Array, Communicator
 from ddp_bp.parallel.segments import mapped_segments, remove_names
 
 if TYPE_CHECKING:
@@ -106,12 +106,12 @@ class MpiCommunicator:
         self.allgather(own, everything)
         return [row[:length].tobytes() for row, length in zip(everything, lengths, strict=True)]
 
-    def first_ranks(self, count: int) -> Communicator | None:
-        check_count(count, self.size)
-        group = self._comm.Split(0 if self.rank < count else self._mpi.UNDEFINED, self.rank)
-        if self.rank >= count:
-            return None
-        return MpiCommunicator(group, can_lose_ranks=self.can_lose_ranks)
+    def part(self, takes_part: bool) -> Communicator | None:
+        try:
+            group = self._comm.Split(0 if takes_part else self._mpi.UNDEFINED, self.rank)
+        except self._error as error:
+            raise self._explained(error) from error
+        return MpiCommunicator(group, can_lose_ranks=self.can_lose_ranks) if takes_part else None
 
     def duplicate(self) -> Communicator:
         try:
@@ -123,6 +123,35 @@ class MpiCommunicator:
     def revoke(self) -> None:
         if self.can_lose_ranks:
             self._comm.Revoke()
+
+    def is_revoked(self) -> bool:
+        if not self.can_lose_ranks:
+            return False
+        try:
+            # MPI hears of anything only while it is called.
+            self._comm.Iprobe()
+        except self._error as error:
+            if not isinstance(explained := self._explained(error), PeerLostError):
+                raise explained from error
+        return bool(self._comm.Is_revoked())
+
+    def dead(self) -> tuple[int, ...]:
+        if not self.can_lose_ranks:
+            return ()
+        numbers: list[int] = self._mpi.Group.Translate_ranks(self._comm.Get_failed(), None, self._comm.Get_group())
+        return tuple(numbers)
+
+    def agree(self, flags: int) -> int:
+        if not self.can_lose_ranks:
+            everyone = np.empty((self.size, 1), np.int64)
+            self.allgather(np.array([flags], np.int64), everyone)
+            return int(np.bitwise_and.reduce(everyone[:, 0]))
+        try:
+            return int(self._comm.Agree(flags))
+        except self._error as error:
+            if not isinstance(explained := self._explained(error), PeerLostError):
+                raise explained from error
+            return 0
 
     def survivors(self) -> tuple[Communicator, tuple[int, ...]]:
         self._comm.Revoke()

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from ddp_bp.parallel.communicator import Array, Communicator, check_count
+from ddp_bp.parallel.communicator import Array, Communicator
 
 
 class SingleCommunicator:
@@ -39,15 +39,23 @@ class SingleCommunicator:
     def allgather_bytes(self, data: bytes) -> list[bytes]:
         return [data]
 
-    def first_ranks(self, count: int) -> Communicator | None:
-        check_count(count, 1)
-        return SingleCommunicator()
+    def part(self, takes_part: bool) -> Communicator | None:
+        return SingleCommunicator() if takes_part else None
 
     def duplicate(self) -> Communicator:
         return SingleCommunicator()
 
     def revoke(self) -> None:
         """Nobody else is there."""
+
+    def is_revoked(self) -> bool:
+        return False
+
+    def dead(self) -> tuple[int, ...]:
+        return ()
+
+    def agree(self, flags: int) -> int:
+        return flags
 
     def survivors(self) -> tuple[Communicator, tuple[int, ...]]:
         return self, (0,)

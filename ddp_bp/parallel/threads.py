@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import and_
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
 from ddp_bp.errors import DeadlineError, PeerLostError
-from ddp_bp.parallel.communicator import Array, Communicator, check_count
+from ddp_bp.parallel.communicator import Array, Communicator
 
 Result = TypeVar("Result")
 
@@ -27,7 +29,8 @@ class _Board:
     """What the threads share: one slot a rank, and a barrier to separate writing from reading.
 
     `dead` and `leaving` are the ranks that died, and those that wait in `survivors` for a board of their own.
-    `duplicates` are boards of the same ranks, on which who dies here is dead as well.
+    `parts` are boards of these ranks or some of them, by number, on which who dies here is dead as well. `votes` are
+    what ranks said in each `agree`, by rank, and `verdicts` what came of it.
     """
 
     def __init__(self, size: int, deadline_seconds: float, over: threading.Event | None = None) -> None:
@@ -40,7 +43,9 @@ class _Board:
         self.dead: set[int] = set()
         self.leaving: set[int] = set()
         self.is_revoked = False
-        self.duplicates: list[_Board] = []
+        self.parts: list[tuple[_Board, tuple[int, ...]]] = []
+        self.votes: list[dict[int, int]] = []
+        self.verdicts: dict[int, int] = {}
         self.next: tuple[_Board, tuple[int, ...]] | None = None
 
     def bury(self, rank: int) -> None:
@@ -49,11 +54,37 @@ class _Board:
             self.dead.add(rank)
             self.barrier.abort()
             self.changed.notify_all()
-            following, duplicates = self.next, list(self.duplicates)
-        for duplicate in duplicates:
-            duplicate.bury(rank)
-        if following is not None and rank in following[1]:
-            following[0].bury(following[1].index(rank))
+            following = [*self.parts, *([] if self.next is None else [self.next])]
+        for board, numbers in following:
+            if rank in numbers:
+                board.bury(numbers.index(rank))
+
+    def add_part(self, board: _Board, numbers: tuple[int, ...]) -> None:
+        """Have those that are dead, and that die from now on, be so on that board as well."""
+        with self.changed:
+            self.parts.append((board, numbers))
+            dead = self.dead & set(numbers)
+        for rank in dead:
+            board.bury(numbers.index(rank))
+
+    def agree(self, rank: int, turn: int, flags: int) -> int:
+        """What comes of the `turn`-th vote, once all that live have taken part in it."""
+        with self.changed:
+            self.votes += [{} for _ in range(turn + 1 - len(self.votes))]
+            votes = self.votes[turn]
+            votes[rank] = flags
+            self.changed.notify_all()
+            arrived = self.changed.wait_for(
+                lambda: turn in self.verdicts or len(votes.keys() | self.dead) == self.size, self.deadline_seconds
+            )
+            if not arrived:
+                raise DeadlineError(
+                    f"rank {rank} of {self.size}: not all that live agreed within {self.deadline_seconds} s"
+                )
+            if turn not in self.verdicts:
+                self.verdicts[turn] = 0 if self.dead else reduce(and_, votes.values())
+                self.changed.notify_all()
+            return self.verdicts[turn]
 
     def leave(self, rank: int) -> tuple[_Board, tuple[int, ...]]:
         """Wait until every rank that lives is here; the board that they go on with, and their numbers on this one."""
@@ -84,10 +115,10 @@ class ThreadCommunicator:
         self.size = board.size
         self.can_lose_ranks = True
         self.allows_threads = True
+        self._num_votes = 0
 
     def barrier(self) -> None:
-        if self.rank in self._board.dead:
-            raise RankKilled
+        self._check_alive()
         try:
             self._board.barrier.wait(self._board.deadline_seconds)
         except threading.BrokenBarrierError:
@@ -135,34 +166,47 @@ class ThreadCommunicator:
         self.barrier()
         return everyone
 
-    def first_ranks(self, count: int) -> Communicator | None:
-        check_count(count, self.size)
-        own = _Board(count, self._board.deadline_seconds) if self.rank == 0 else None
-        board = self._share(own)[0]
+    def part(self, takes_part: bool) -> Communicator | None:
+        everyone = self._share(takes_part)
         self.barrier()
-        return ThreadCommunicator(board, self.rank) if self.rank < count else None
-
-    def duplicate(self) -> Communicator:
-        own = _Board(self.size, self._board.deadline_seconds, self._board.over) if self.rank == 0 else None
+        numbers = tuple(rank for rank, takes in enumerate(everyone) if takes)
+        own = _Board(len(numbers), self._board.deadline_seconds, self._board.over) if self.rank == 0 else None
         board = self._share(own)[0]
         if self.rank == 0:
-            with self._board.changed:
-                self._board.duplicates.append(board)
-                dead = set(self._board.dead)
-            for rank in dead:
-                board.bury(rank)
+            self._board.add_part(board, numbers)
         self.barrier()
-        return ThreadCommunicator(board, self.rank)
+        return ThreadCommunicator(board, numbers.index(self.rank)) if takes_part else None
+
+    def duplicate(self) -> Communicator:
+        duplicate = self.part(True)
+        assert duplicate is not None
+        return duplicate
 
     def revoke(self) -> None:
         self._board.is_revoked = True
         self._board.barrier.abort()
 
+    def is_revoked(self) -> bool:
+        self._check_alive()
+        return self._board.is_revoked or bool(self._board.leaving)
+
+    def dead(self) -> tuple[int, ...]:
+        self._check_alive()
+        return tuple(sorted(self._board.dead))
+
+    def agree(self, flags: int) -> int:
+        self._check_alive()
+        self._num_votes += 1
+        return self._board.agree(self.rank, self._num_votes - 1, flags)
+
     def survivors(self) -> tuple[Communicator, tuple[int, ...]]:
-        if self.rank in self._board.dead:
-            raise RankKilled
+        self._check_alive()
         board, numbers = self._board.leave(self.rank)
         return ThreadCommunicator(board, numbers.index(self.rank)), numbers
+
+    def _check_alive(self) -> None:
+        if self.rank in self._board.dead:
+            raise RankKilled
 
     def die(self) -> NoReturn:
         """Do nothing more, from here on, as if the process had been killed."""

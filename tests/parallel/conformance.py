@@ -46,24 +46,27 @@ def check_allreduce_sum(comm: Communicator) -> None:
         assert (array == np.arange(5000) * (comm.size * (comm.size + 1) // 2)).all()
 
 
-def check_first_ranks(comm: Communicator) -> None:
+def check_part(comm: Communicator) -> None:
     """Each group is one of its own: it can be used while the other ranks do something else."""
-    for count in range(1, comm.size + 1):
-        group = comm.first_ranks(count)
-        assert (group is None) == (comm.rank >= count)
-        if group is not None:
-            assert (group.rank, group.size) == (comm.rank, count)
-            array = np.array([comm.rank + 1.0])
-            group.allreduce_sum(array)
-            assert array == count * (count + 1) / 2
-            group.close()
-    for count in (0, comm.size + 1):
-        try:
-            comm.first_ranks(count)
-        except ValueError as error:
-            assert f"from 1 to {comm.size}, got {count}" in str(error)
-        else:
-            raise AssertionError("a group of no ranks, or of more than there are, was accepted")
+    for first in range(comm.size):
+        for step in (1, 2):
+            members = list(range(first, comm.size, step))
+            group = comm.part(comm.rank in members)
+            assert (group is None) == (comm.rank not in members)
+            if group is not None:
+                assert (group.rank, group.size) == (members.index(comm.rank), len(members))
+                array = np.array([comm.rank + 1.0])
+                group.allreduce_sum(array)
+                assert array == sum(members) + len(members)
+                group.close()
+
+
+def check_agree(comm: Communicator) -> None:
+    assert comm.agree(7) == 7
+    assert comm.agree(6 if comm.rank == comm.size - 1 else 3) == (2 if comm.size > 1 else 6)
+    assert comm.agree(0 if comm.rank == 0 else 1) == 0
+    assert not comm.is_revoked()
+    assert comm.dead() == ()
 
 
 def check_broadcast(comm: Communicator) -> None:
@@ -104,7 +107,8 @@ CHECKS = (
     check_allgather,
     check_exchange,
     check_allreduce_sum,
-    check_first_ranks,
+    check_part,
+    check_agree,
     check_broadcast,
     check_allgather_bytes,
 )
