@@ -47,7 +47,8 @@ _NUM_LAST_LINES = 50
 class JobStart:
     """What is started, the same each time but for the checkpoint that it goes on from.
 
-    survives: whether the other ranks are to go on when one dies, where MPI offers that.
+    survives: whether the other ranks are to go on when one dies, where MPI offers that; num_spares: how many others are
+    to wait then.
     more_options: of mpirun. placement: on which hosts; interfaces, yields: see `launcher_options`.
     grace_seconds: how long a checkpoint may take after a signal that announces an end by force.
     silence_seconds: after how long a rank that is not heard of counts as gone; 0: never.
@@ -68,10 +69,16 @@ class JobStart:
     placement: Placement
     most_workers: int
     survives: bool = False
+    num_spares: int = 0
     more_options: tuple[str, ...] = ()
     interfaces: tuple[Interface, ...] = ()
     yields: bool = False
     coordinator_shell: tuple[str, ...] = ()
+
+    @property
+    def num_waiting(self) -> int:
+        """How many spares there are, which can help only where the others go on when one dies."""
+        return self.num_spares if self.survives and self.launcher.reports_deaths and self.num_workers > 1 else 0
 
     def set_options(self) -> list[str]:
         return [argument for override in self.overrides for argument in ("--set", override)]
@@ -91,6 +98,7 @@ class JobStart:
             self.kernels,
             survives=self.survives and self.num_workers > 1,
             counts_cores=not self.placement.hosts,
+            num_spares=self.num_waiting,
             more=(*where, *self.more_options),
         )
 
@@ -122,7 +130,9 @@ def run_attempt(
             address = coordinator.address
             arguments = ["worker", start.recipe, "--run-dir", str(start.run_dir), *start.set_options()]
             arguments += ["--resume", str(checkpoint) if checkpoint else "never", *start.bind_options()]
-            arguments += ["--coordinator", address.address, "--world-size", str(start.num_workers), "--supervised"]
+            arguments += ["--coordinator", address.address, "--supervised"]
+            arguments += ["--world-size", str(start.num_workers + start.num_waiting)]
+            arguments += ["--num-spares", str(start.num_waiting)] if start.num_waiting else []
             hostfile = folder / "hostfile"
             if start.placement.spans_hosts:
                 hostfile.write_text(open_mpi_hostfile(start.placement.hosts), encoding="utf-8")
@@ -152,6 +162,7 @@ def _start_coordinator(
             start.total_steps,
             history=history,
             most_workers=start.most_workers,
+            num_spares=start.num_waiting,
             job_folder=folder,
             takes_over=takes_over,
             shell=start.coordinator_shell,

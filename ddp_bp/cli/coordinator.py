@@ -41,6 +41,7 @@ RANKS_END_SECONDS = 3.0
 @click.option("--takes-over", is_flag=True, hidden=True, help="In the place of one that was killed.")
 @click.option("--num-restarts", type=click.IntRange(min=0), default=0, hidden=True, help="After a failure, so far.")
 @click.option("--num-resizes", type=click.IntRange(min=0), default=0, hidden=True, help="Of ranks in number, so far.")
+@click.option("--num-spares", type=click.IntRange(min=0), default=0, hidden=True, help="Ranks besides, which wait.")
 @click.option("--most-workers", type=click.IntRange(min=1), hidden=True, help="Its launcher can start up to so many.")
 @click.option(
     "--job-folder", type=click.Path(path_type=Path), hidden=True, help="What to clear away if its parent is killed."
@@ -56,6 +57,7 @@ def coordinator(
     takes_over: bool,
     num_restarts: int,
     num_resizes: int,
+    num_spares: int,
     most_workers: int | None,
     job_folder: Path | None,
 ) -> int:
@@ -81,6 +83,7 @@ def coordinator(
             run_id=start_id(resolved, num_restarts + num_resizes),
             recipe_name=recipe,
             world_size=num_workers,
+            num_spares=num_spares,
             total_steps=total_steps,
             host=section.host,
             port=section.port,

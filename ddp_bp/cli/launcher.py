@@ -68,9 +68,9 @@ def recovery_line(launcher: Launcher, recipe: Recipe, *, has_checkpoints: bool) 
         return "recovery: none (fault.recovery); when a rank dies, the job ends"
     if recovers_in_place(recipe) and launcher.reports_deaths:
         otherwise = f"if a whole node dies: {restart}" if fault.max_restarts else "if a whole node dies, the job ends"
-        return (
-            f"recovery: in place ({launcher.library} with ULFM), the ranks that are left finish the step; {otherwise}"
-        )
+        spares = f", with {fault.spares} spare{'s' if fault.spares > 1 else ''} to step in" if fault.spares else ""
+        where = f"in place ({launcher.library} with ULFM)"
+        return f"recovery: {where}, the ranks that are left finish the step{spares}; {otherwise}"
     if fault.max_restarts == 0:
         return "recovery: none (fault.max_restarts is 0); when a rank dies, the job ends"
     if fault.recovery == "restart":
@@ -87,13 +87,14 @@ def mpirun_command(
     *,
     survives: bool = False,
     counts_cores: bool = True,
+    num_spares: int = 0,
     more: Sequence[str] = (),
 ) -> list[str]:
     """The mpirun line that starts the workers with this interpreter.
 
     `kernels`: what OpenBLAS is to be told on every host, if anything. `survives`: let the other ranks go on when one
     dies, where this launcher can. `counts_cores`: whether all ranks run here, so that the cores of this host count.
-    `more`: further options of this launcher.
+    `num_spares`: how many ranks are started besides, which wait. `more`: further options of this launcher.
     """
     options: list[str] = []
     setting = f"OPENBLAS_CORETYPE={kernels}"
@@ -112,8 +113,11 @@ def mpirun_command(
         if counts_cores and num_workers > len(os.sched_getaffinity(0)):
             # Ranks that wait must leave the core to those that compute.
             options += ["--mca", "mpi_yield_when_idle", "true"]
+        elif num_spares:
+            # Spares take no core, though mpirun would count them.
+            options += ["--mca", "mpi_yield_when_idle", "false"]
     program = [sys.executable, "-m", "ddp_bp", *worker_arguments]
-    return [launcher.path, *options, *more, "-n", str(num_workers), *program]
+    return [launcher.path, *options, *more, "-n", str(num_workers + num_spares), *program]
 
 
 def _says(*command: str) -> str:

@@ -69,15 +69,17 @@ def start_coordinator(
     *,
     history: History | None = None,
     most_workers: int | None = None,
+    num_spares: int = 0,
     job_folder: Path | None = None,
     takes_over: bool = False,
     shell: Sequence[str] = (),
 ) -> CoordinatorProcess:
     """Start the coordinator of a run whose directory exists, and wait until it listens.
 
-    `history`: of the starts before. `most_workers`: how many ranks this process can start, if it goes on with another
-    number of them when asked. `job_folder`: the temporary folder of the job, which the coordinator clears away if this
-    process can no longer do it. `takes_over`: whether it takes the place of one that was killed.
+    `history`: of the starts before. `num_spares`: how many ranks there are besides, to wait. `most_workers`: how many
+    ranks this process can start, if it goes on with another number of them when asked. `job_folder`: the temporary
+    folder of the job, which the coordinator clears away if this process can no longer do it. `takes_over`: whether it
+    takes the place of one that was killed.
     `shell`: a command that runs its last argument, a shell command, where the coordinator is to be, such as `ssh HOST`,
     with the same run directory, and with its own input as a pipe. By default the coordinator is started here.
 
@@ -95,6 +97,7 @@ def start_coordinator(
     command += ["--total-steps", str(total_steps)]
     command += ["--num-restarts", str(history.num_restarts), "--num-resizes", str(history.num_resizes)]
     command += ["--most-workers", str(most_workers)] if most_workers is not None else []
+    command += ["--num-spares", str(num_spares)] if num_spares else []
     command += ["--takes-over"] if takes_over else []
     command += [argument for override in overrides for argument in ("--set", override)]
     if shell:

@@ -121,6 +121,7 @@ def train(
             kernels=kernels.asked_for,
             silence_seconds=prepared.recipe.fault.silence_seconds,
             survives=recovers_in_place(prepared.recipe),
+            num_spares=prepared.recipe.fault.spares,
             more_options=asked_for.mpi_options(),
             placement=placement,
             most_workers=min(prepared.recipe.train.shards or 1, placement.most_ranks or sys.maxsize),

@@ -20,7 +20,9 @@ from ddp_bp.cli.prepare import prepare, warn
 from ddp_bp.cli.processes import CoordinatorProcess, start_coordinator
 from ddp_bp.cli.ranks import run_as_rank
 from ddp_bp.cli.view import summary_line
+from ddp_bp.errors import InputError, RecipeError
 from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.recipes import load_recipe
 from ddp_bp.recipes.schema import Recipe, start_id
 from ddp_bp.worker.assemble import Job, assemble
 from ddp_bp.worker.binding import bind_to_own_cores
@@ -47,6 +49,7 @@ class Invocation:
     binds: bool
     num_starts: int
     num_recoveries: int
+    num_spares: int
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -57,6 +60,7 @@ class Start(msgspec.Struct, frozen=True):
     address: str
     resumes: bool
     binds: bool
+    num_spares: int
 
 
 @click.command()
@@ -69,6 +73,13 @@ class Start(msgspec.Struct, frozen=True):
     "--coordinator", metavar="ADDRESS", help="tcp://HOST:PORT of a coordinator; without it rank 0 starts one."
 )
 @click.option("--world-size", type=click.IntRange(min=1), help="Refuse to run unless there are this many ranks.")
+@click.option(
+    "--num-spares",
+    type=click.IntRange(min=0),
+    default=0,
+    hidden=True,
+    help="How many of them wait; without --supervised as the recipe says.",
+)
 @click.option(
     "--supervised", is_flag=True, hidden=True, help="Started by `ddp-bp train`, which has checked everything."
 )
@@ -89,6 +100,7 @@ def worker(
     supervised: bool,
     num_starts: int,
     num_recoveries: int,
+    num_spares: int,
 ) -> int:
     """Train RECIPE as one rank of the job that a launcher started.
 
@@ -97,7 +109,7 @@ def worker(
     """
     kernels = settle_kernels(recipe, overrides, run_dir, resume)
     invocation = Invocation(
-        recipe, overrides, run_dir, resume, coordinator, supervised, binds, num_starts, num_recoveries
+        recipe, overrides, run_dir, resume, coordinator, supervised, binds, num_starts, num_recoveries, num_spares
     )
     return run_as_rank(
         world_size,
@@ -119,7 +131,7 @@ def _work(communicator: Communicator, invocation: Invocation, kernels: Kernels) 
         start = msgspec.json.decode(told, type=Start)
         if start.binds:
             # The coordinator, which rank 0 may have started, keeps out of this.
-            bind_to_own_cores(communicator)
+            bind_to_own_cores(communicator, communicator.size - start.num_spares)
         job = together(
             communicator,
             lambda: (
@@ -136,6 +148,7 @@ def _work(communicator: Communicator, invocation: Invocation, kernels: Kernels) 
             needs_rank_0=invocation.coordinator is None,
             # `ddp-bp train` sees to it itself, and may start others in the place of the dead.
             min_workers=1 if invocation.supervised else start.recipe.fault.min_workers,
+            num_spares=start.num_spares,
             death=together(communicator, lambda: _own_death(communicator.rank, invocation.num_starts)),
         )
         code = run_worker(communicator, job, settings)
@@ -146,6 +159,27 @@ def _own_death(rank: int, num_starts: int) -> Death | None:
     """Where this rank is to kill itself, in the first start of a job only."""
     deaths = decode_deaths(deaths_asked_for()) if num_starts == 0 else []
     return next((death for death in deaths if death.rank == rank), None)
+
+
+def _spares_of(invocation: Invocation, communicator: Communicator) -> int:
+    """How many of the ranks that a launcher of the user's own has started are to wait."""
+    try:
+        num_spares = load_recipe(invocation.recipe, invocation.overrides)[0].fault.spares
+    except RecipeError:
+        # `prepare` is going to say everything that is wrong with it.
+        return 0
+    if num_spares and not communicator.can_lose_ranks:
+        warn(
+            "fault.spares: all ranks train, since none can step in for another here; that takes Open MPI 5 and "
+            "`mpirun --with-ft ulfm`"
+        )
+        return 0
+    if num_spares >= communicator.size:
+        raise InputError(
+            f"fault.spares: {num_spares} of the ranks that are started wait; expected more ranks than that, got "
+            f"{communicator.size}"
+        )
+    return num_spares
 
 
 class _Root:
@@ -161,10 +195,12 @@ class _Root:
     ) -> None:
         self._invocation = invocation
         self.run_dir = invocation.run_dir or options.default_run_dir(invocation.recipe)
+        num_spares = invocation.num_spares if invocation.supervised else _spares_of(invocation, communicator)
+        num_workers = communicator.size - num_spares
         prepared = prepare(
             invocation.recipe,
             invocation.overrides,
-            communicator.size,
+            num_workers,
             self.run_dir,
             invocation.resume,
             checked=invocation.supervised,
@@ -183,20 +219,21 @@ class _Root:
         self._coordinator: KeptCoordinator | None = None
         address = invocation.coordinator
         if address is None:
-            self._coordinator = self._start_coordinator(communicator.size, prepared.job.total_steps)
+            self._coordinator = self._start_coordinator(num_workers, num_spares, prepared.job.total_steps)
             stack.callback(self._coordinator.wait, COORDINATOR_END_SECONDS)
             stack.callback(self._coordinator.release)
             located = self._coordinator.address
             address = located.address
             print(f"coordinator {located.url} (live page, /metrics, /api/status)")
-            print(f"{communicator.size} ranks, {communicator.describe()}")
+            spares = f", {num_spares} of them as spares" if num_spares else ""
+            print(f"{communicator.size} ranks{spares}, {communicator.describe()}")
             print(kernels.line(), flush=True)
             if kernels.warning:
                 warn(kernels.warning)
         resumes = prepared.checkpoint is not None
-        self.start = Start(prepared.recipe, str(prepared.base), address, resumes, invocation.binds)
+        self.start = Start(prepared.recipe, str(prepared.base), address, resumes, invocation.binds, num_spares)
 
-    def _start_coordinator(self, world_size: int, total_steps: int) -> KeptCoordinator:
+    def _start_coordinator(self, world_size: int, num_spares: int, total_steps: int) -> KeptCoordinator:
         def begin(overrides: Sequence[str], takes_over: bool) -> CoordinatorProcess:
             return start_coordinator(
                 self._invocation.recipe,
@@ -204,6 +241,7 @@ class _Root:
                 world_size,
                 self.run_dir,
                 total_steps,
+                num_spares=num_spares,
                 takes_over=takes_over,
             )
 

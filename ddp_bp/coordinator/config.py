@@ -19,7 +19,8 @@ class CoordinatorConfig:
     run_dir                      folder of the run; must exist
     run_id                       what workers and tools must name to be let in
     recipe_name                  shown in the status only
-    world_size                   number of ranks that the job is made of
+    world_size                   number of ranks that train
+    num_spares                   number of ranks besides, which wait to take the place of one that dies
     total_steps                  number of committed steps at which training is complete, None where not known
     host, port                   where workers and tools connect; port 0: any free one
     http_host, http_port         where metrics and status are served; http_host None: as `host`
@@ -43,6 +44,7 @@ class CoordinatorConfig:
     run_id: str
     recipe_name: str
     world_size: int
+    num_spares: int = 0
     total_steps: int | None = None
     host: str = "127.0.0.1"
     port: int = 0
@@ -74,6 +76,7 @@ class CoordinatorConfig:
             problems.append("run id: expected a text that is not empty")
         for name, value, least in (
             ("world size", self.world_size, 1),
+            ("number of spares", self.num_spares, 0),
             ("total steps", self.total_steps, 0),
             ("checkpoint every steps", self.checkpoint_every_steps, 0),
             ("number of checkpoints to keep", self.keep, 1),

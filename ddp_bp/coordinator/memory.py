@@ -52,6 +52,7 @@ class Memory(msgspec.Struct, frozen=True):
     num_recoveries: int
     membership_epoch: int
     lost_ranks: tuple[int, ...]
+    spare_ranks: tuple[int, ...]
     num_evictions: dict[Reason, int]
 
 
@@ -69,6 +70,7 @@ def memory_of(coordinator: Coordinator) -> Memory:
         coordinator.roster.num_recoveries,
         coordinator.roster.epoch,
         coordinator.roster.lost,
+        coordinator.roster.spares,
         dict(coordinator.evictions.num_evictions),
     )
 
@@ -80,7 +82,8 @@ def recall(coordinator: Coordinator, memory: Memory) -> None:
         # All ranks have been started again, and count from 0.
         sums.begin_anew()
     else:
-        coordinator.roster.epoch, coordinator.roster.lost = memory.membership_epoch, memory.lost_ranks
+        roster = coordinator.roster
+        roster.epoch, roster.lost, roster.spares = memory.membership_epoch, memory.lost_ranks, memory.spare_ranks
     coordinator.progress.count_on(sums)
     _take_in(record, memory.checkpoints)
     coordinator.num_messages = Counter(memory.num_messages)

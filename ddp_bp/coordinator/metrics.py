@@ -69,7 +69,7 @@ class JobCollector(Collector):
             states.add_metric([state.value], float(state is coordinator.state))
         yield states
         roster = coordinator.roster
-        yield _gauge("ddp_bp_world_size", "Number of ranks that the job is made of.", roster.world_size)
+        yield _gauge("ddp_bp_world_size", "Number of ranks that train.", roster.world_size)
         about = "Rises each time that ranks have died and the others have gone on without them."
         yield _gauge("ddp_bp_membership_epoch", about, roster.epoch)
         about = "How often ranks that were left have gone on without those that had died."
@@ -84,8 +84,10 @@ class JobCollector(Collector):
             "How often all ranks were started from a checkpoint to be another number of them.",
             value=coordinator.config.num_resizes,
         )
-        connected = len(roster.connected())
-        yield _gauge("ddp_bp_workers_connected", "Number of ranks that are connected.", connected)
+        connected = sum(member.connected for _, member in roster.working())
+        yield _gauge("ddp_bp_workers_connected", "Number of ranks that train and are connected.", connected)
+        spares = len(roster.connected()) - connected
+        yield _gauge("ddp_bp_spares_connected", "Number of ranks that wait in case another one dies.", spares)
 
     def _training(self) -> Iterator[Metric]:
         progress = self._coordinator.progress

@@ -56,13 +56,16 @@ class Roster:
 
     epoch            of the membership, as the ranks count it; 0 until some have died and the others have gone on
     lost             those that have died, as they were numbered at the start
+    spares           likewise, those that live and wait to take the place of one that dies
     num_recoveries   how often the ranks that were left have gone on
     """
 
-    def __init__(self, run_id: str, world_size: int) -> None:
-        self._started_size = world_size
+    def __init__(self, run_id: str, world_size: int, num_spares: int = 0) -> None:
+        """`num_spares`: how many ranks there are besides, the last ones."""
+        self._started_size = world_size + num_spares
         self.epoch = 0
         self.lost: tuple[int, ...] = ()
+        self.spares = tuple(range(world_size, self._started_size))
         self.num_recoveries = 0
         self._run_id = run_id
         self._members: dict[int, Member] = {}
@@ -130,24 +133,25 @@ class Roster:
         """A rank says in which membership it goes on. True: the first one to say so, and the lost ones are forgotten;
         False: another one of it, or of one that is over; None, and no change: it does not fit what others have said.
         """
-        lost = tuple(sorted(message.lost))
+        lost, spares = tuple(sorted(message.lost)), tuple(sorted(message.spares))
+        absent = [*lost, *spares]
         fits = (
             message.epoch >= member.epoch
-            and message.rank < message.world_size == self._started_size - len(lost)
-            and len(set(lost)) == len(lost)
-            and all(rank < self._started_size for rank in lost)
-            and member.hello.rank not in lost
+            and message.rank < message.world_size == self._started_size - len(absent)
+            and len(set(absent)) == len(absent)
+            and all(rank < self._started_size for rank in absent)
+            and member.hello.rank not in absent
         )
         if message.epoch == self.epoch:
             namesake = self.current(message.rank)
-            fits = fits and lost == self.lost and (namesake is None or namesake is member)
+            fits = fits and (lost, spares) == (self.lost, self.spares) and namesake in (None, member)
         elif message.epoch > self.epoch:
-            fits = fits and set(lost) > set(self.lost)
+            fits = fits and set(lost) > set(self.lost) and set(spares) <= set(self.spares)
         if not fits:
             return None
         is_new = message.epoch > self.epoch
         if is_new:
-            self.epoch, self.lost = message.epoch, lost
+            self.epoch, self.lost, self.spares = message.epoch, lost, spares
             self.num_recoveries += 1
             for rank in lost:
                 if (gone := self._members.pop(rank, None)) is not None:
@@ -183,12 +187,16 @@ class Roster:
     @property
     def world_size(self) -> int:
         """How many ranks there are in the newest membership."""
-        return self._started_size - len(self.lost)
+        return self._started_size - len(self.lost) - len(self.spares)
 
     @property
     def unannounced(self) -> list[int]:
         """Ranks that are here, and have not said yet that they go on in the newest membership."""
-        return [rank for rank, member in self if member.epoch != self.epoch]
+        return [rank for rank, member in self.working() if member.epoch != self.epoch]
+
+    def working(self) -> list[tuple[int, Member]]:
+        """The ranks that have joined and are no spares."""
+        return [(rank, member) for rank, member in self if rank not in self.spares]
 
     def connected(self) -> list[bytes]:
         """Connections of the ranks that are here, by rank."""
@@ -201,7 +209,8 @@ class Roster:
 
     @property
     def all_joined(self) -> bool:
-        return len(self._members) == self.world_size
+        """Whether nobody is missing; a spare that is not here will not be missed."""
+        return len(self.working()) == self.world_size
 
     @property
     def all_left(self) -> bool:

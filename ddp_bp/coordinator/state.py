@@ -48,7 +48,7 @@ class Coordinator:
         self.address = address
         self.started_at = now
         self.state = State.WAITING
-        self.roster = Roster(config.run_id, config.world_size)
+        self.roster = Roster(config.run_id, config.world_size, config.num_spares)
         self.progress = Progress()
         self.checkpoints = CheckpointDesk(config, self.roster, record)
         self.failure: m.Failure | None = None
@@ -231,7 +231,7 @@ class Coordinator:
             return []
         self.state = advance(self.state, Signal.ALL_JOINED)
         self.checkpoints.training_begins(now)
-        return [e.Log("info", f"all {self.roster.world_size} ranks are here")]
+        return [e.Log("info", f"all {self.roster.num_joined} ranks are here")]
 
     def _repeat(self, member: Member) -> list[e.Instruction]:
         """What a rank may have missed while its connection was lost; to hear it twice does no harm."""
@@ -247,7 +247,7 @@ class Coordinator:
         instructions: list[e.Instruction] = []
         if is_new:
             lost = ", ".join(map(str, self.roster.lost))
-            text = f"the ranks that are left go on, {self.roster.world_size} of them; lost so far: rank {lost}"
+            text = f"{self.roster.world_size} ranks go on; lost so far: rank {lost}"
             instructions = [e.Log("info", text), *self.checkpoints.membership_changed()]
         instructions += self._begin_if_all_joined(now)
         if member.rank == 0 and member.epoch == self.roster.epoch:
@@ -273,7 +273,8 @@ class Coordinator:
             durations["step"].mean_seconds for durations in self.progress.durations.values() if "step" in durations
         ]
         step_seconds = max((mean for mean in means if mean is not None), default=0.0)
-        return suspicions(self.roster, now, self._here_since, self.config.suspect_seconds, step_seconds)
+        spares = self.roster.spares
+        return suspicions(self.roster, spares, now, self._here_since, self.config.suspect_seconds, step_seconds)
 
     def _watch_ranks(self, now: float) -> list[e.Instruction]:
         instructions, is_overdue = self.evictions.watch(self.suspicions(now), now)

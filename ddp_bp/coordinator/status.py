@@ -32,12 +32,14 @@ def status_of(coordinator: Coordinator, now: float) -> dict[str, Any]:
         "address": coordinator.address,
         "uptime_seconds": now - coordinator.started_at,
         "world_size": coordinator.roster.world_size,
+        "full_world_size": coordinator.config.world_size,
         "wanted_world_size": coordinator.wanted_world_size,
         "restarts": coordinator.config.num_restarts,
         "resizes": coordinator.config.num_resizes,
         "recoveries": coordinator.roster.num_recoveries,
         "membership_epoch": coordinator.roster.epoch,
         "lost_ranks": list(coordinator.roster.lost),
+        "spare_ranks": list(coordinator.roster.spares),
         "shards": coordinator.roster.shards,
         "step": progress.step,
         "total_steps": coordinator.config.total_steps,
@@ -72,9 +74,9 @@ def history_of(coordinator: Coordinator) -> dict[str, list[tuple[int, float | No
 def ready_problem(coordinator: Coordinator) -> str | None:
     """Why the job is not training with all its ranks; None when it is."""
     if coordinator.state.value != "training":
-        joined = f", {coordinator.roster.num_joined} of {coordinator.roster.world_size} ranks have joined"
+        joined = f", {len(coordinator.roster.working())} of {coordinator.roster.world_size} ranks have joined"
         return f"the job is {coordinator.state.value}{joined if coordinator.state.value == 'waiting' else ''}"
-    missing = [str(rank) for rank, member in coordinator.roster if not member.connected]
+    missing = [str(rank) for rank, member in coordinator.roster.working() if not member.connected]
     if missing:
         return f"rank {', '.join(missing)} is not connected"
     late = ", ".join(map(str, coordinator.roster.unannounced))
@@ -94,18 +96,18 @@ def _ranks_of(coordinator: Coordinator, now: float) -> list[dict[str, Any]]:
 
 
 def _rank_of(coordinator: Coordinator, rank: int, member: Member, now: float) -> dict[str, Any]:
-    where = whereabouts(rank, member, now)
+    where, is_spare = whereabouts(rank, member, now), rank in coordinator.roster.spares
     durations = coordinator.progress.durations.get(rank, {})
     means = {f"{phase}_seconds_mean": durations[phase].mean_seconds for phase in PHASES if phase in durations}
     return {
         "rank": rank,
-        "current_rank": member.rank,
+        "current_rank": None if is_spare else member.rank,
         "hostname": member.hello.hostname,
         "pid": member.hello.pid,
         "connected": member.connected,
         "step": member.step,
-        "phase": member.phase,
-        "doing": where["phase"],
+        "phase": "spare" if is_spare else member.phase,
+        "doing": "spare" if is_spare else where["phase"],
         "doing_seconds": where["phase_seconds"],
         "heartbeat_age_seconds": None if member.left else where["heartbeat_age_seconds"],
         "last_report_age_seconds": None if member.report_at is None else now - member.report_at,

@@ -8,7 +8,7 @@ wait for each other that is a *deadlock*. Knows not what is done about any of it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -25,7 +25,7 @@ STEPS_BEFORE_STUCK: Final = 3.0
 @dataclass(frozen=True, slots=True)
 class Suspicion:
     """`rank` is the number at the start. `seconds`: for how long it has been so. `all_wait`: whether all ranks that are
-    heard of wait for others."""
+    heard of wait for others, or nobody ever waits for it."""
 
     rank: int
     member: Member
@@ -35,11 +35,17 @@ class Suspicion:
 
 
 def suspicions(
-    ranks: Iterable[tuple[int, Member]], now: float, here_since: float, suspect_seconds: float, step_seconds: float
+    ranks: Iterable[tuple[int, Member]],
+    spares: Collection[int],
+    now: float,
+    here_since: float,
+    suspect_seconds: float,
+    step_seconds: float,
 ) -> list[Suspicion]:
     """What is suspected, by rank.
 
     Args:
+        spares: those that wait to take the place of one that dies; they can only be silent.
         here_since: since when the coordinator itself has been there without a break; what it did not hear while it was
             stopped, nobody has failed to say.
         step_seconds: how long a step takes in the mean; 0: not known.
@@ -47,11 +53,12 @@ def suspicions(
     present = [(rank, member) for rank, member in ranks if not member.left]
     heard = {rank: now - max(member.heard_at, here_since) for rank, member in present}
     silent = [(rank, member) for rank, member in present if heard[rank] >= suspect_seconds]
-    awake = [(rank, member) for rank, member in present if heard[rank] < suspect_seconds]
+    awake = [(rank, member) for rank, member in present if heard[rank] < suspect_seconds and rank not in spares]
     waiting = [rank for rank, member in awake if _phase(member) == WAITING]
     all_wait = bool(awake) and len(waiting) == len(awake)
     if silent:
-        return [Suspicion(rank, member, "silent", heard[rank], all_wait) for rank, member in silent]
+        # Nobody waits for a spare before it is needed, and then it must be there.
+        return [Suspicion(rank, member, "silent", heard[rank], all_wait or rank in spares) for rank, member in silent]
     if not waiting or any(_phase(member) not in (WAITING, *WORKING) for _, member in awake):
         return []
     seconds = min(idle_seconds(member, now, here_since) for _, member in awake)

@@ -86,7 +86,6 @@ class Journal:
         self._own, self._own_block = self._notes[place], self._blocks[place]
         self.row = self._rows[place]
         """This rank's row of the agreement."""
-        self._begins_at = position
         self._own[:] = *position, 0, 0, 0
         communicator.barrier()
 
@@ -122,10 +121,6 @@ class Journal:
         """The step and stage that a rank of this node has noted last."""
         notes = self._notes[self._ranks.index(rank)]
         return int(notes[_STEP]), Stage(int(notes[_STAGE]))
-
-    def has_begun(self) -> bool:
-        """Whether any rank of this node has noted anything."""
-        return bool((self._notes[:, : _STAGE + 1] != self._begins_at).any())
 
     def row_of(self, rank: int) -> bytes:
         """The row of the agreement of a rank of this node, at or after READY."""

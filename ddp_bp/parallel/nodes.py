@@ -30,12 +30,17 @@ class Nodes:
             for number in range(len(set(node_of_rank)))
         )
 
+    def of_ranks(self, ranks: Sequence[int]) -> Nodes:
+        """The nodes of these ranks alone, which are numbered anew as they stand here."""
+        before = [self.node_of_rank[rank] for rank in ranks]
+        kept = list(dict.fromkeys(before))
+        return Nodes([kept.index(number) for number in before])
+
 
 def nodes_of_survivors(nodes: Nodes, survivors: Sequence[int]) -> tuple[Nodes, list[int]]:
     """The nodes of the ranks that are left, numbered anew as they are, and of each its number before."""
-    before = [nodes.node_of_rank[rank] for rank in survivors]
-    kept = list(dict.fromkeys(before))
-    return Nodes([kept.index(number) for number in before]), kept
+    kept = list(dict.fromkeys(nodes.node_of_rank[rank] for rank in survivors))
+    return nodes.of_ranks(survivors), kept
 
 
 def slices_by_rank(nodes: Nodes, ranges: Sequence[Bounds]) -> list[Bounds]:

@@ -16,8 +16,11 @@ class FaultSection(Section, frozen=True, kw_only=True):
 
     recovery: when a rank has died, "auto" goes on with those that are left, where MPI offers that, and else does as
         "restart", which starts all ranks again from the newest checkpoint; "none" ends the job.
-    respawn: once the ranks that are left go on, stop with a checkpoint and start as many as there were, where `ddp-bp
-        train` started them. respawn_limit: at most so often in respawn_seconds; then the job goes on smaller.
+    spares: how many ranks are started besides, which wait, and each take the place of one that dies in the very step,
+        where recovery is in place.
+    respawn: once the ranks that are left go on and no spare is left, stop with a checkpoint and start as many as there
+        were, where `ddp-bp train` started them. respawn_limit: at most so often in respawn_seconds; then the job goes
+        on smaller.
     min_workers: with fewer ranks than this the job stops, with a checkpoint.
     max_restarts: how often in a row all ranks are started again without a newer checkpoint than at the time before.
     grace_seconds: how long a checkpoint may take after SIGUSR1 or SIGTERM, before the job leaves without it.
@@ -33,6 +36,7 @@ class FaultSection(Section, frozen=True, kw_only=True):
     """
 
     recovery: Literal["auto", "restart", "none"] = "auto"
+    spares: Count = 0
     respawn: bool = True
     respawn_limit: Count = 3
     respawn_seconds: PositiveFloat = 600.0
@@ -50,6 +54,11 @@ class FaultSection(Section, frozen=True, kw_only=True):
 
     def conflicts(self) -> list[str]:
         problems = []
+        if self.spares and self.recovery != "auto":
+            problems.append(
+                f"fault.spares: spares step in where recovery is in place; expected 0 with fault.recovery = "
+                f"{self.recovery!r}, got {self.spares}"
+            )
         if self.suspect_seconds < 2 * self.heartbeat_seconds:
             problems.append(
                 f"fault.suspect_seconds: expected at least twice fault.heartbeat_seconds = {self.heartbeat_seconds:g}, "

@@ -206,6 +206,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
                 "fault.audit: with exchange.compression a shard's result depends on what its rank keeps from the step "
                 "before, so that no other can compute it"
             )
+        if self.fault.spares and self.exchange.compression != "none":
+            problems.append(
+                "fault.spares: with exchange.compression recovery is not in place, so that a spare could not step in"
+            )
         takes = self.optimizer.takes[self.optimizer.name]
         if self.schedule.cycle_momentum and "momentum" not in takes and "betas" not in takes:
             problems.append(f"schedule.cycle_momentum: optimizer {self.optimizer.name!r} has no momentum")

@@ -151,7 +151,8 @@ class Hello(Message, frozen=True):
 
 
 class Membership(Message, frozen=True):
-    """Ranks have died, and those that are left go on without them: from each one that is left, in any order.
+    """Ranks have died, and those that are left go on without them, perhaps with spares in their place: from each one
+    that goes on, in any order.
 
     What a rank sends before it is still of the membership before; checkpoints of that are dropped, and their request
     ids used up, so that those begun afterwards must have others. Requests that they were to answer are made again, to
@@ -160,12 +161,14 @@ class Membership(Message, frozen=True):
     epoch       rises with each new membership; the first one, without this message, is 0
     rank        what the sender is from now on, of `world_size`
     lost        all ranks that have died so far, as they were numbered at the start: the same for all that are left
+    spares      likewise, those that live and are not among `world_size`, but wait to take the place of one that dies
     """
 
     epoch: Annotated[int, msgspec.Meta(ge=1)]
     rank: Rank
     world_size: Annotated[int, msgspec.Meta(ge=1)]
     lost: list[Rank]
+    spares: list[Rank] = []
 
 
 class Report(Message, frozen=True):

@@ -28,13 +28,15 @@ class Place(msgspec.Struct, frozen=True):
     cores: tuple[tuple[int, ...], ...]
 
 
-def bind_to_own_cores(communicator: Communicator) -> None:
+def bind_to_own_cores(communicator: Communicator, num_ranks: int | None = None) -> None:
     """Keep this thread, and those that it will start, to this rank's share of the cores. Collective.
 
+    `num_ranks`: how many ranks are given a share, the first ones; by default all. The others may run anywhere.
     Nothing is bound where ranks outnumber cores, and nothing changes where the launcher has bound them already.
     """
     gathered = communicator.allgather_bytes(msgspec.json.encode(_this_place()))
-    own = shares([msgspec.json.decode(data, type=Place) for data in gathered])[communicator.rank]
+    places = [msgspec.json.decode(data, type=Place) for data in gathered[:num_ranks]]
+    own = shares(places)[communicator.rank] if communicator.rank < len(places) else None
     if own is not None:
         # A system may forbid it; then ranks run where its scheduler puts them.
         with contextlib.suppress(OSError):

@@ -87,6 +87,10 @@ class Ledger:
         """The head of the chain, 64 hex digits."""
         return self._head.hex()
 
+    def go_on_from(self, chain_sha256: str) -> None:
+        """Take over another rank's head, which has taken the lines that lead to it."""
+        self._head = bytes.fromhex(chain_sha256)
+
     def commit(
         self,
         step: int,

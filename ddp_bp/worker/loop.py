@@ -16,7 +16,7 @@ from functools import partial
 
 import msgspec
 
-from ddp_bp.errors import DisagreementError
+from ddp_bp.errors import DisagreementError, NodeLostError
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.wire.messages import Acknowledged, CheckpointDone, Stop, TakeCheckpoint
 from ddp_bp.worker.assemble import Job
@@ -29,6 +29,7 @@ from ddp_bp.worker.nonfinite import NonFiniteError, SkipLimit
 from ddp_bp.worker.progress import Progress
 from ddp_bp.worker.reporter import Reporter
 from ddp_bp.worker.requests import STOP_REQUESTS, STOPS, Request
+from ddp_bp.worker.standing import Briefing, Standing
 from ddp_bp.worker.step import StepResult, TrainingStep
 
 _MOST_TRIES = 5
@@ -46,21 +47,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Equipment:
-    """What the loop works with as long as the ranks stay the same."""
+    """What the loop works with as long as the ranks stay the same.
+
+    `brief`: gives those that have just joined what rank `root` has trained, as far as they lack it; collective.
+    """
 
     step: TrainingStep
     evaluation: Evaluation | None
     checkpointing: Checkpointing
     communicator: Communicator
-
-
-class _Standing(msgspec.Struct, array_like=True):
-    """Where a rank was when another died: what of a step's follow-up it may have done that others have not."""
-
-    step: int
-    requests: int | None
-    has_evaluated: bool
-    owes_checkpoint: bool
+    brief: Callable[[int], None]
 
 
 class TrainingLoop:
@@ -70,7 +66,7 @@ class TrainingLoop:
         self,
         *,
         job: Job,
-        equipment: Equipment,
+        equipment: Equipment | None,
         progress: Progress,
         ledger: Ledger,
         reporter: Reporter,
@@ -78,9 +74,14 @@ class TrainingLoop:
         checkpoint_every_steps: int,
         announce: Callable[[str], None],
     ) -> None:
-        """`announce` is given one line for people at the end of every epoch."""
+        """`announce` is given one line for people at the end of every epoch.
+
+        `equipment`: None on a rank that waits to take another's place, which must `go_on` before it can `run`.
+        """
         self._job = job
-        self._equip(equipment)
+        self._is_new = equipment is None
+        if equipment is not None:
+            self._equip(equipment)
         self._progress, self._ledger = progress, ledger
         self._skip_limit = SkipLimit(job.recipe.fault.nonfinite_limit, job.plan, progress)
         self._reporter, self._link = reporter, link
@@ -100,11 +101,12 @@ class TrainingLoop:
     def _equip(self, equipment: Equipment) -> None:
         self._step, self._evaluation = equipment.step, equipment.evaluation
         self._comparison, self._checkpointing = equipment.step.comparison, equipment.checkpointing
-        self._communicator = equipment.communicator
+        self._communicator, self._brief = equipment.communicator, equipment.brief
 
     def _coordinator_is_back(self) -> None:
         self._reporter.send_again()
-        self._checkpointing.send_again()
+        if not self._is_new:
+            self._checkpointing.send_again()
 
     def request_stop(self, signal_name: str) -> None:
         """Ask for an end at the next step that all ranks agree on. Safe to call from a signal handler."""
@@ -143,24 +145,76 @@ class TrainingLoop:
         """Go on with the ranks that are left, after a recovery; then call `run` again. Collective among them.
 
         `result`: of the step that was finished without the dead ranks, on a rank that had not committed it.
+
+        Raises:
+            NodeLostError: on all ranks, if all of them have just joined.
         """
         # Should another rank die in the middle of this, it is owed all the same.
-        self._checkpoint_owed = self._checkpoint_owed or self._checkpointing.in_flight
+        self._checkpoint_owed = self._checkpoint_owed or (not self._is_new and self._checkpointing.in_flight)
         self._equip(equipment)
         if result is not None:
             self._take(result)
         has_evaluated = self._progress.evaluated_at_step == self._progress.step
         pending = None if self._followed_up else int(self._requests_agreed)
-        own = msgspec.msgpack.encode(_Standing(self._progress.step, pending, has_evaluated, self._checkpoint_owed))
-        everyone = [msgspec.msgpack.decode(said, type=_Standing) for said in self._communicator.allgather_bytes(own)]
-        if len(steps := {said.step for said in everyone}) != 1:
+        own = Standing(self._progress.step, pending, has_evaluated, self._checkpoint_owed, self._is_new)
+        said_by_rank = [
+            msgspec.msgpack.decode(said, type=Standing)
+            for said in self._communicator.allgather_bytes(msgspec.msgpack.encode(own))
+        ]
+        everyone = [said for said in said_by_rank if not said.is_new]
+        if len(steps := {said.step for said in everyone}) > 1:
             raise DisagreementError(f"after a recovery the ranks stand at different steps: {sorted(steps)}")
+        if len(everyone) < len(said_by_rank):
+            if not everyone:
+                raise NodeLostError("all ranks that had trained have died; the job must go on from a checkpoint")
+            self._brief_newcomers(said_by_rank.index(everyone[0]))
+            has_evaluated = self._progress.evaluated_at_step == self._progress.step
         # Of the checkpoint under way the dead rank's part is missing, so that it is begun anew.
         self._checkpoint_owed = any(said.owes_checkpoint for said in everyone)
         if any(said.requests is not None for said in everyone):
             self._followed_up = False
         if not all(said.has_evaluated for said in everyone) and has_evaluated:
             self._progress.evaluated_at_step = None
+
+    def attend(self) -> None:
+        """Take in what the coordinator says, on a rank that waits to take another's place."""
+        for message in self._link.take():
+            if isinstance(message, Stop):
+                self.request_stop(message.reason)
+
+    def _brief_newcomers(self, root: int) -> None:
+        """Have those that have just joined stand where rank `root` stands. Collective."""
+        own = b""
+        if self._communicator.rank == root:
+            # So that all lines of the ledger have been handed in.
+            self._reporter.send("train", self._epoch(), self._scalars())
+            own = msgspec.msgpack.encode(
+                Briefing(
+                    self._progress,
+                    self._ledger.chain_sha256,
+                    *self._reporter.unconfirmed,
+                    int(self._requests_agreed),
+                    self._followed_up,
+                    self._schedule_told_at,
+                    None if self._fatal is None else str(self._fatal),
+                    0.0 if self._began is None else time.perf_counter() - self._began,
+                    self._samples_before,
+                )
+            )
+        told = self._communicator.allgather_bytes(own)[root]
+        self._brief(root)
+        if not self._is_new:
+            return
+        briefing = msgspec.msgpack.decode(told, type=Briefing)
+        self._progress.become(briefing.progress)
+        self._job.schedule.restore(self._progress.schedule, self._progress.step)
+        self._ledger.go_on_from(briefing.chain_sha256)
+        self._reporter.take_over(briefing.records, briefing.evaluations)
+        self._requests_agreed = Request(briefing.requests)
+        self._followed_up, self._schedule_told_at = briefing.has_followed_up, briefing.schedule_told_at
+        self._fatal = None if briefing.fatal is None else NonFiniteError(briefing.fatal)
+        self._began, self._samples_before = time.perf_counter() - briefing.seconds, briefing.samples_before
+        self._is_new = False
 
     def _is_over(self) -> bool:
         """Whether no step is to be taken any more, and what follows the last one has been done."""
@@ -282,7 +336,7 @@ class TrainingLoop:
                 self._job.schedule.evaluated(self._progress.eval_loss)
                 self._progress.schedule = self._job.schedule.state()
                 self._schedule_told_at = self._progress.step
-        self._announce(self._line(epochs))
+        self._announce(self._progress.line(epochs, self._job.recipe.train.epochs))
 
     def _evaluate(self) -> None:
         """Evaluate, unless this very step has been evaluated or there is nothing to evaluate on."""
@@ -309,14 +363,3 @@ class TrainingLoop:
             "gradient_norm": self._gradient_norm,
         }
         return {name: value for name, value in values.items() if value is not None}
-
-    def _line(self, epochs: int) -> str:
-        progress = self._progress
-        parts = [f"epoch {epochs}/{self._job.recipe.train.epochs}", f"step {progress.step}"]
-        if progress.last_train_loss is not None:
-            parts.append(f"loss {progress.last_train_loss:.4f}")
-        if progress.eval_loss is not None:
-            parts.append(f"eval loss {progress.eval_loss:.4f}")
-        if progress.eval_accuracy is not None:
-            parts.append(f"eval accuracy {progress.eval_accuracy:.2%}")
-        return "  ".join(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ddp_bp.checkpoint import Manifest
@@ -81,6 +81,22 @@ class Progress:
     def train_accuracy(self) -> float | None:
         """Share of right answers in the current epoch so far, None before its first step."""
         return self.epoch_correct / self.epoch_answers if self.epoch_answers else None
+
+    def line(self, epochs: int, num_epochs: int) -> str:
+        """For people, after `epochs` of `num_epochs`."""
+        parts = [f"epoch {epochs}/{num_epochs}", f"step {self.step}"]
+        if self.last_train_loss is not None:
+            parts.append(f"loss {self.last_train_loss:.4f}")
+        if self.eval_loss is not None:
+            parts.append(f"eval loss {self.eval_loss:.4f}")
+        if self.eval_accuracy is not None:
+            parts.append(f"eval accuracy {self.eval_accuracy:.2%}")
+        return "  ".join(parts)
+
+    def become(self, other: Progress) -> None:
+        """Stand where `other` stands."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(other, each.name))
 
     def extra(self) -> dict[str, Any]:
         """What a manifest has no field of its own for, as plain JSON values that read back to the same bits."""

@@ -8,33 +8,37 @@ lie there as well. So those that are left can tell, the same on each of them, wh
   updated by the others of its node, the block that it was in the middle of from a copy of what it was;
 * a rank that does not know yet that a step was complete is told.
 
-A node of which nobody is left takes its part of the optimizer's state with it: NodeLostError, and the job goes on from
-a checkpoint. Another death meanwhile makes those that are left begin anew with what there is then. Knows nothing of the
-coordinator, and not how a communicator finds out who lives.
+Then spares join the team where there are some (`crew`). A node of which nobody is left takes its part of the
+optimizer's state with it: NodeLostError, and the job goes on from a checkpoint. Another death meanwhile makes those
+that are left begin anew with what there is then. Knows nothing of the coordinator, and not how a communicator finds out
+who lives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 
-from ddp_bp.errors import NodeLostError, PeerLostError, RemoteError
+from ddp_bp.errors import DdpError, NodeLostError, PeerLostError, RemoteError
 from ddp_bp.parallel.agreement import Account, Status, account_of, verdict_of
 from ddp_bp.parallel.arena import Arena
-from ddp_bp.parallel.communicator import Array, Bounds
+from ddp_bp.parallel.communicator import Array, Bounds, Communicator
 from ddp_bp.parallel.holdings import Holdings
 from ddp_bp.parallel.journal import Stage
 from ddp_bp.parallel.membership import shard_run
 from ddp_bp.parallel.nodes import Nodes, nodes_of_survivors, slices_by_rank
+from ddp_bp.worker.crew import Crew
 from ddp_bp.worker.failures import RankFailure, raise_together
 from ddp_bp.worker.step import StepResult, result_of, take
-from ddp_bp.worker.team import Team, build_finishing_team, build_team
+from ddp_bp.worker.team import Team, Trained, build_finishing_team, build_team
 from ddp_bp.worker.update import changed_vectors, restores_slices
 
 Position = tuple[int, int]
+
+# What ranks say to each other after a phase of a recovery: that no death has kept them from it, and no error.
+_CAME_THROUGH, _WELL = 1, 2
 Message = TypeVar("Message")
 
 
@@ -53,130 +57,167 @@ class _Computed(msgspec.Struct, array_like=True):
 
 
 class Recovery:
-    """Settles the step of a team some of whose ranks have died. Used by every rank that is left, and once.
+    """Settles the step of a team some of whose ranks have died. Used by every rank that is left, spares included.
 
-    Ranks are numbered anew each time that some are lost; what stays is their identity, given at the beginning.
+    In between those that are left find out together whether all have come through; where another rank has died, all
+    begin anew with what there is then.
     """
 
-    def __init__(self, team: Team, identities: Sequence[int], generation: int = 0) -> None:
-        """`identities`: of the ranks of `team`, in order. `generation`: as the recovery before this one left it."""
-        self._base, self._base_identities = team, tuple(identities)
-        self.generation = generation
-        """How many teams have been entered since the first."""
-        self._candidate: tuple[Team, tuple[int, ...]] | None = None
-        self._communicator = team.communicator
-        self.identities = tuple(identities)
-        """Of the ranks that are left, in order."""
+    def __init__(self, crew: Crew, trained: Trained, team: Team | None) -> None:
+        """`crew` is told who lives and who works then. `team`: None on a spare."""
+        self._trained = trained
+        self._base, self._base_identities = team, crew.working
+        self._communicator: Communicator | None = None if team is None else team.communicator
+        self._finishing: Team | None = None
+        self._team: Team | None = None
+        self._num_steps = 0
+        self._crew = crew
+        self.called: tuple[int, ...] = ()
+        """The spares that have joined the team."""
         self.result: StepResult | None = None
         """Of the step that was finished; None where this rank had committed it, or nobody could have."""
         self.num_recomputed_shards = 0
         """How many shards were computed in place of dead ranks, on all ranks together."""
 
-    def run(self) -> Team:
-        """Finish what was begun; the team of the ranks that are left. To be called after PeerLostError.
+    def run(self) -> Team | None:
+        """Finish what was begun; the team that goes on, or None on a rank that is none of it. After PeerLostError.
 
         Raises:
             NodeLostError: on all ranks that are left, if of some node none is, or if gradients are compressed.
             RankFailure: on a rank whose computation raised; RemoteError on the others.
         """
-        # What this rank still exchanges in the background ends, and with it what others wait for there.
-        self._base.exchange.close()
+        if self._base is not None:
+            # What this rank still exchanges in the background ends, and with it what others wait for there.
+            self._base.exchange.close()
         while True:
-            self._communicator, numbers = self._communicator.survivors()
-            self.identities = tuple(self.identities[number] for number in numbers)
-            try:
-                self._stand_alike()
-                nodes, ranges = self._nodes_left()
-                num_steps = self._settle(nodes, ranges)
-                self._enter(
-                    build_team(self._base.trained, self._communicator, nodes, num_steps=num_steps, ranges=ranges)
-                )
-            except PeerLostError:
-                continue
-            return self._base
+            self._revoke()
+            self._crew.drop_dead()
+            if not self._crew.working:
+                raise NodeLostError("all ranks that trained have died; the job must go on from a checkpoint")
+            if all(self._all_come_through(phase) for phase in (self._find_each_other, self._prepare, self._finish)):
+                self._crew.take_in(self.called)
+                return self._team
 
-    # ---- which team's step it is
+    def _all_come_through(self, phase: Callable[[], None]) -> bool:
+        """Do this rank's part of a phase; whether all have done theirs, the same on all.
 
-    def _enter(self, team: Team) -> None:
-        """From now on it is that team's journal that says how far everybody is. Collective."""
-        self._candidate = team, self.identities
-        self._communicator.barrier()
-        self._adopt(self._candidate, self.generation + 1)
+        Raises what the ranks of the team raised, RemoteError on a spare.
+        """
+        flags, error = _CAME_THROUGH | _WELL, None
+        try:
+            phase()
+        except PeerLostError:
+            flags = _WELL
+            # Others may be waiting for this rank.
+            self._revoke()
+        except DdpError as raised:
+            flags, error = _CAME_THROUGH, raised
+        flags = self._crew.communicator.agree(flags)
+        if flags == _CAME_THROUGH:
+            raise error or RemoteError("stopped, because the ranks that trained cannot go on")
+        return flags == _CAME_THROUGH | _WELL
 
-    def _adopt(self, candidate: tuple[Team, tuple[int, ...]], generation: int) -> None:
-        self._base.exchange.close()
-        self._base, self._base_identities = candidate
-        self.generation, self._candidate = generation, None
+    def _revoke(self) -> None:
+        """Have every wait of others for this rank end, wherever they are in the recovery."""
+        for communicator in (self._communicator, self._team.communicator if self._team else None):
+            if communicator is not None:
+                communicator.revoke()
+        self._crew.communicator.revoke()
 
-    def _stand_alike(self) -> None:
-        """Who was about to enter a team that others have entered, dead ones among them, does so, too. Collective."""
-        own = self.generation
-        if self._candidate is not None and self._candidate[0].journal.has_begun():
-            own += 1
-        generations = np.zeros((self._communicator.size, 1), np.int64)
-        self._communicator.allgather(np.array([own]), generations)
-        newest = int(generations.max())
-        if self.generation < newest:
-            # They passed the barrier of `_enter`, so that all had built that team.
-            assert self._candidate is not None
-            self._adopt(self._candidate, newest)
+    # ---- the phases
 
-    def _nodes_left(self) -> tuple[Nodes, list[Bounds]]:
-        """The nodes of the ranks that are left, and what each updates."""
-        if self._base.trained.compression is not None:
-            raise NodeLostError(
-                "a rank has died, and with it what rounding has left of its shards' gradients; with "
-                "exchange.compression the job must go on from a checkpoint"
-            )
-        nodes, kept = nodes_of_survivors(self._base.nodes, self._left())
-        if lost := sorted(set(range(len(self._base.nodes.ranks))) - set(kept)):
-            ranks = [list(self._base.nodes.ranks[number]) for number in lost]
-            raise NodeLostError(
-                f"all ranks of a node have died (ranks {ranks}), and with them the optimizer's state of their part of "
-                "the parameters; the job must go on from a checkpoint"
-            )
-        return nodes, [self._base.exchange.ranges[number] for number in kept]
+    def _find_each_other(self) -> None:
+        """A communicator of those that are left of the team."""
+        self._team = None
+        self._communicator = self._crew.gather_team()
 
-    def _left(self) -> list[int]:
-        """The numbers in the base team of the ranks that are left."""
-        return [self._base_identities.index(identity) for identity in self.identities]
-
-    # ---- how far it is
-
-    def _settle(self, nodes: Nodes, ranges: Sequence[Bounds]) -> int:
-        """Finish the base team's step if it can be finished; how many steps then are committed. Collective."""
-        base, left = self._base, self._left()
-        positions, rows = self._ask()
+    def _prepare(self) -> None:
+        """Find out how far the base team's step is, and get ready to finish it if it can be finished."""
+        base, communicator = self._base, self._communicator
+        self._finishing = None
+        if base is None or communicator is None:
+            return
+        nodes, ranges = self._nodes_left(base)
+        left = self._left()
+        positions, rows = self._ask(base, communicator)
         step, stage = max(positions.values())
         own_step, own_stage = positions[base.communicator.rank]
+        self._num_steps = step
         if own_step < step or stage is Stage.COMMITTED:
             # Others have seen that all slices are updated, or all have the verdict to skip.
             if own_stage is not Stage.COMMITTED:
-                self._commit(own_step)
-            return step if stage is not Stage.COMMITTED else step + 1
+                self._commit(base, own_step)
+            self._num_steps += stage is Stage.COMMITTED
+            return
         if any(positions[rank][0] < step or positions[rank][1] is Stage.COMPUTING for rank in left):
             # Some do not even have partials of their own: the step is taken from its beginning.
-            return step
+            return
         unfinished = [rank for rank in positions if positions[rank] < (step, Stage.READY)]
         if unfinished and base.shards.needs_all_shards:
-            return step
-        holdings, accounts = self._complete(step, unfinished, nodes)
+            return
+        holdings, accounts = self._complete(base, communicator, step, unfinished, nodes)
         runs = [shard_run(base.trained.plan.num_shards, base.communicator.size, rank) for rank in positions]
         verdict = base.verdict
         if verdict is None:
             ready = set(positions) - set(unfinished)
             verdict = verdict_of([*(account_of(rows[rank], rank, runs[rank]) for rank in sorted(ready)), *accounts])
         raise_together(verdict, None, f"at step {step}")
-        pending = self._pending(step, positions)
-        finishing = build_finishing_team(base, self._communicator, nodes, ranges, holdings, pending, verdict, step)
-        self._enter(finishing)
-        take(finishing.update, base.trained.plan, step, verdict)
-        self.result = result_of(verdict)
-        return step + 1
+        pending = self._pending(base, step, positions)
+        self._finishing = build_finishing_team(base, communicator, nodes, ranges, holdings, pending, verdict, step)
 
-    def _ask(self) -> tuple[dict[int, Position], dict[int, bytes]]:
+    def _finish(self) -> None:
+        """Take the step if all are ready for that, and build the team that goes on, with spares if it lacks ranks."""
+        step = self._num_steps
+        if self._finishing is not None:
+            # From now on it is this team's journal that says how far everybody is.
+            self._base, self._base_identities = self._finishing, self._crew.working
+            verdict = self._finishing.verdict
+            assert verdict is not None
+            take(self._finishing.update, self._trained.plan, step, verdict)
+            self.result = result_of(verdict)
+            step += 1
+        self.called = self._crew.called()
+        team = (*self._crew.working, *self.called)
+        communicator = self._crew.gather_next_team() if self.called else self._communicator
+        if communicator is None:
+            return
+        ranges = [] if self._base is None else self._nodes_left(self._base)[1]
+        if self.called:
+            # Should it fail from here on, this is where the others wait.
+            self._communicator = communicator
+            step, ranges = msgspec.msgpack.decode(
+                communicator.allgather_bytes(msgspec.msgpack.encode((step, ranges)))[0], type=tuple[int, list[Bounds]]
+            )
+        nodes = self._crew.nodes_of(team)
+        self._team = build_team(self._trained, communicator, nodes, num_steps=step, ranges=ranges)
+
+    # ---- who is left
+
+    def _nodes_left(self, base: Team) -> tuple[Nodes, list[Bounds]]:
+        """The nodes of the ranks that are left, and what each updates."""
+        if base.trained.compression is not None:
+            raise NodeLostError(
+                "a rank has died, and with it what rounding has left of its shards' gradients; with "
+                "exchange.compression the job must go on from a checkpoint"
+            )
+        nodes, kept = nodes_of_survivors(base.nodes, self._left())
+        if lost := sorted(set(range(len(base.nodes.ranks))) - set(kept)):
+            ranks = [list(base.nodes.ranks[number]) for number in lost]
+            raise NodeLostError(
+                f"all ranks of a node have died (ranks {ranks}), and with them the optimizer's state of their part of "
+                "the parameters; the job must go on from a checkpoint"
+            )
+        return nodes, [base.exchange.ranges[number] for number in kept]
+
+    def _left(self) -> list[int]:
+        """The numbers in the base team of the ranks that are left."""
+        return [self._base_identities.index(identity) for identity in self._crew.working]
+
+    # ---- how far it is
+
+    def _ask(self, base: Team, communicator: Communicator) -> tuple[dict[int, Position], dict[int, bytes]]:
         """The positions and rows of all ranks of the base team. Collective."""
-        base, left = self._base, self._left()
+        left = self._left()
         own = base.communicator.rank
         of_node = base.nodes.ranks[base.nodes.node_of_rank[own]]
         speaks = [own]
@@ -185,31 +226,32 @@ class Recovery:
         told = _Told(
             {rank: base.journal.position(rank) for rank in speaks}, {rank: base.journal.row_of(rank) for rank in speaks}
         )
-        everyone = self._gather(told, _Told)
+        everyone = _gather(communicator, told, _Told)
         positions = {rank: position for said in everyone for rank, position in said.positions.items()}
         rows = {rank: row for said in everyone for rank, row in said.rows.items()}
         return {rank: (step, Stage(stage)) for rank, (step, stage) in sorted(positions.items())}, rows
 
-    def _commit(self, step: int) -> None:
+    def _commit(self, base: Team, step: int) -> None:
         """Take note of what others know: that all have finished that step."""
-        verdict = self._base.verdict or self._base.step.verdict
+        verdict = base.verdict or base.step.verdict
         assert verdict is not None
         if verdict.nonfinite_shards:
-            self._base.update.commit_skip(step)
+            base.update.commit_skip(step)
         else:
-            self._base.update.commit(step)
+            base.update.commit(step)
         self.result = result_of(verdict)
 
     # ---- what is missing
 
-    def _complete(self, step: int, unfinished: Sequence[int], nodes: Nodes) -> tuple[Holdings, list[Account]]:
+    def _complete(
+        self, base: Team, communicator: Communicator, step: int, unfinished: Sequence[int], nodes: Nodes
+    ) -> tuple[Holdings, list[Account]]:
         """Compute the shards of the ranks that had not finished; who holds what then. Collective.
 
         Raises:
             RankFailure: on a rank whose computation raised; RemoteError on the others.
         """
-        base, communicator, holdings = self._base, self._communicator, self._base.holdings
-        size = base.communicator.size
+        holdings, size = base.holdings, base.communicator.size
         num_shards = base.trained.plan.num_shards
         shards = [shard for rank in unfinished for shard in shard_run(num_shards, size, rank)]
         parts = [shard_run(len(shards), communicator.size, rank) for rank in range(communicator.size)]
@@ -227,7 +269,7 @@ class Recovery:
         except BaseException as error:  # all are to hear of it
             base.trained.on_failure(error, step)
             failure, computed.failed = error, True
-        everyone = self._gather(computed, _Computed)
+        everyone = _gather(communicator, computed, _Computed)
         if failure is not None:
             raise RankFailure(failure, shown=True) from failure
         for rank, said in enumerate(everyone):
@@ -243,9 +285,8 @@ class Recovery:
         ]
         return _joined(base, holdings, set(unfinished), nodes, left, everyone, vectors), accounts
 
-    def _pending(self, step: int, positions: dict[int, Position]) -> list[Bounds]:
+    def _pending(self, base: Team, step: int, positions: dict[int, Position]) -> list[Bounds]:
         """What of this node's elements has not been updated. Blocks that were being changed get back what they were."""
-        base = self._base
         own = base.communicator.rank
         number = base.nodes.node_of_rank[own]
         of_node = base.nodes.ranks[number]
@@ -268,9 +309,11 @@ class Recovery:
             pending = _common(pending, base.pending)
         return pending
 
-    def _gather(self, own: Any, kind: type[Message]) -> list[Message]:
-        everyone = self._communicator.allgather_bytes(msgspec.msgpack.encode(own))
-        return [msgspec.msgpack.decode(data, type=kind) for data in everyone]
+
+def _gather(communicator: Communicator, own: Any, kind: type[Message]) -> list[Message]:
+    return [
+        msgspec.msgpack.decode(said, type=kind) for said in communicator.allgather_bytes(msgspec.msgpack.encode(own))
+    ]
 
 
 def _joined(

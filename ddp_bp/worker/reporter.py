@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from ddp_bp.wire.messages import Evaluation, Failure, LedgerRecords, PhaseTotal, Report
 from ddp_bp.worker.evaluation import EvaluationResult
@@ -74,6 +75,15 @@ class Reporter:
         # Evaluated before that step, and written before its line.
         while self._evaluations and self._evaluations[0].step <= step:
             self._evaluations.popleft()
+
+    @property
+    def unconfirmed(self) -> tuple[list[LedgerRecords], list[Evaluation]]:
+        """What has been handed in and may not be durable yet."""
+        return list(self._unconfirmed), list(self._evaluations)
+
+    def take_over(self, records: Sequence[LedgerRecords], evaluations: Sequence[Evaluation]) -> None:
+        """Keep what another rank has as `unconfirmed`."""
+        self._unconfirmed, self._evaluations = deque(records), deque(evaluations)
 
     def send_again(self) -> None:
         """After a lost connection: send what may not have arrived, and what a new coordinator cannot know."""

@@ -1,7 +1,8 @@
 """One rank's whole run: connect, restore, train, finish. Composes the modules of this room.
 
 Every stage that can fail on one rank alone is run `together`, so that all ranks leave it the same way. When a rank has
-died, the others finish the step without it (`recovery`), tell the coordinator, and go on where they were.
+died, the others finish the step without it (`recovery`), tell the coordinator, and go on where they were. A spare waits
+until it is needed in the place of a dead rank, or the others have come to their end.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import contextlib
 import math
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
+import msgspec
 import numpy as np
 
 from ddp_bp._version import __version__
-from ddp_bp.checkpoint import Checkpoint, weights_sha256
+from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.errors import CoordinatorLostError, DdpError, DistributedError, PeerLostError
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.wire.messages import PROTOCOL_VERSION, Acknowledged, Failure, Finished, Hello, Membership
@@ -26,7 +29,7 @@ from ddp_bp.wire.process import process_name
 from ddp_bp.worker.activity import Activity, thread_stacks
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import SILENCE_SECONDS, Checkpointing
-from ddp_bp.worker.compose import around, compose
+from ddp_bp.worker.compose import Composition, around, find_crew, first_composition, prepare_training
 from ddp_bp.worker.death import Death, die_at
 from ddp_bp.worker.failures import RankFailure, note, print_failure, together, warn
 from ddp_bp.worker.ledger import Ledger
@@ -40,8 +43,12 @@ from ddp_bp.worker.restore import first_state, restore
 from ddp_bp.worker.rundir import recipe_sha256
 from ddp_bp.worker.sampling import write_sample
 from ddp_bp.worker.signals import STOP_EXIT_CODES, stop_signals
+from ddp_bp.worker.summary import summary_of
+from ddp_bp.worker.team import brief
 
 WELCOME_SECONDS = 30.0
+_LOOK_SECONDS = 0.005
+"""How often a spare looks whether it is needed. A recovery waits for it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class RunSettings:
     `resumes` is the same on all ranks; `checkpoint` is what rank 0 has read if it is true, and None on the others.
     `num_recoveries`: how many deaths the run had got over before this start. `needs_rank_0`: whether the coordinator
     ends with the rank that was 0 at the start. `min_workers`: with fewer ranks they stop, with a checkpoint.
-    `death`: where this rank is to kill itself, if anywhere.
+    `num_spares`: how many ranks, the last ones, wait. `death`: where this rank is to kill itself, if anywhere.
     """
 
     coordinator_address: str
@@ -62,6 +69,7 @@ class RunSettings:
     num_recoveries: int = 0
     needs_rank_0: bool = False
     min_workers: int = 1
+    num_spares: int = 0
     death: Death | None = None
 
 
@@ -76,6 +84,8 @@ def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> i
         DdpError: on all ranks; only the rank that is to show it gets another class than RemoteError.
     """
     run: _Run | None = None
+    # What is revoked when the team has come to its end, so that spares come to theirs.
+    release = communicator.duplicate() if settings.num_spares else None
     link = CoordinatorLink(
         settings.coordinator_address,
         Hello(
@@ -95,7 +105,7 @@ def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> i
     try:
         welcome = together(communicator, lambda: link.open(WELCOME_SECONDS))
         run = _Run(communicator, job, settings, link, welcome.checkpoint_every_steps)
-        return run.to_the_end()
+        return run.to_the_end(release)
     except DdpError as error:
         rank = run.rank if run else communicator.rank
         is_first = run.is_first_left if run else rank == 0
@@ -107,6 +117,8 @@ def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> i
             raise RankFailure(error, shown=False) from error
         raise
     finally:
+        if release is not None and (run is None or run.works):
+            release.revoke()
         link.close()
 
 
@@ -114,28 +126,34 @@ class _Run:
     def __init__(
         self, communicator: Communicator, job: Job, settings: RunSettings, link: CoordinatorLink, every_steps: int
     ) -> None:
-        self._communicator, self._job, self._link = communicator, job, link
+        self._job, self._link = job, link
         self._needs_rank_0, self._min_workers = settings.needs_rank_0, settings.min_workers
-        self._identity, self._started_size = communicator.rank, communicator.size
-        self._identities = tuple(range(communicator.size))
+        self._started_size = communicator.size
         self._generation, self._num_recoveries = 0, settings.num_recoveries
         clock = PhaseClock(PHASE_BUCKETS_SECONDS)
-        self._composed = compose(communicator, job, clock, self._show_failure)
-        if communicator.rank == 0 and (line := self._composed.team.trained.buckets.line):
+        self._crew = crew = find_crew(communicator, job, settings.num_spares)
+        self._trained = prepare_training(crew, job, clock, self._show_failure)
+        if communicator.rank == 0 and (line := self._trained.buckets.line):
             note(line)
-        if settings.resumes:
-            self._progress, chain = restore(communicator, job, self._composed.snapshot, settings.checkpoint)
-        else:
-            self._progress, chain = first_state(job)
-        self._resumed_from_step = self._progress.step if settings.resumes else None
-        keeps_lines = communicator.rank == 0 or self._composed.team.trained.recovers
-        self._ledger = Ledger(chain, communicator.size, keeps_lines=keeps_lines)
+        self._progress, chain = first_state(job)
+        self._composed: Composition | None = None
+        self._communicator = communicator
+        if crew.team_communicator is not None:
+            self._communicator = crew.team_communicator
+            self._composed = first_composition(crew, self._trained, job)
+            if settings.resumes:
+                snapshot = self._composed.snapshot
+                self._progress, chain = restore(self._communicator, job, snapshot, settings.checkpoint)
+        resumed_from = communicator.allgather_bytes(msgspec.json.encode(self._progress.step))[0]
+        self._resumed_from_step: int | None = msgspec.json.decode(resumed_from) if settings.resumes else None
+        keeps_lines = communicator.rank == 0 or self._trained.recovers
+        self._ledger = Ledger(chain, len(crew.working), keeps_lines=keeps_lines)
         self._reporter = Reporter(link, communicator.rank, clock, self._progress, self._ledger)
         link.watch(Activity(lambda: self._progress.step, lambda: self._sign(clock)).position, thread_stacks)
         self._recipe_sha256 = recipe_sha256(job.recipe)
         self._loop = TrainingLoop(
             job=job,
-            equipment=self._equipment(),
+            equipment=None if self._composed is None else self._equipment(self._composed),
             progress=self._progress,
             ledger=self._ledger,
             reporter=self._reporter,
@@ -154,23 +172,37 @@ class _Run:
     @property
     def is_first_left(self) -> bool:
         """Whether no rank lives that had a lower number at the start."""
-        return self._identities[0] == self._identity
+        return self._crew.communicator.rank == 0
+
+    @property
+    def works(self) -> bool:
+        """Whether this rank is in the team."""
+        return self._crew.works
 
     def _sign(self, clock: PhaseClock) -> tuple[float, int, int]:
         """Another one whenever there is progress within a phase."""
-        evaluation = self._composed.evaluation
-        return clock.last_lap, evaluation.num_chunks if evaluation else 0, self._composed.team.exchange.num_rounds
+        if (composed := self._composed) is None:
+            return clock.last_lap, 0, 0
+        evaluation = composed.evaluation
+        return clock.last_lap, evaluation.num_chunks if evaluation else 0, composed.team.exchange.num_rounds
 
-    def to_the_end(self) -> int:
+    def to_the_end(self, release: Communicator | None) -> int:
+        """`release`: is revoked when the team has come to its end; None where there are no spares."""
         # What is not finite is found by the step itself, which says where; NumPy's warnings would come first.
         grace_seconds = self._job.recipe.fault.grace_seconds
         started_with, outcome = self._communicator, None
         with stop_signals(self._loop.request_stop, grace_seconds), np.errstate(all="ignore"):
             while outcome is None:
+                if self._composed is None:
+                    assert release is not None
+                    if not self._wait_until_needed(release):
+                        return 0
+                    self._go_on()
+                    continue
                 try:
                     outcome = self._train()
                 except PeerLostError:
-                    if not self._composed.team.trained.recovers:
+                    if not self._trained.recovers:
                         raise
                     self._go_on()
         if self._communicator is not started_with:
@@ -179,63 +211,80 @@ class _Run:
         codes = (code for name, code in STOP_EXIT_CODES.items() if stopped_by & STOP_REQUESTS[name])
         return next(codes, 1 if stopped_by & Request.STOP_TOO_FEW else 0)
 
+    def _wait_until_needed(self, release: Communicator) -> bool:
+        """Whether a rank has died; otherwise the team has come to its end."""
+        while not self._crew.needs_spares():
+            if release.is_revoked():
+                return False
+            self._loop.attend()
+            time.sleep(_LOOK_SECONDS)
+        return True
+
     def _train(self) -> Outcome:
         outcome = self._loop.run()
         sample = self._sample() if outcome.stopped_by is None else None
         together(self._communicator, lambda: self._finish(outcome, sample))
         return outcome
 
-    def _equipment(self) -> Equipment:
-        composed = self._composed
+    def _equipment(self, composed: Composition) -> Equipment:
+        communicator = composed.team.communicator
         checkpointing = Checkpointing(
             self._job,
             composed.snapshot,
             self._progress,
             self._ledger,
-            self._communicator,
+            communicator,
             self._link,
             self._recipe_sha256,
         )
-        return Equipment(composed.team.step, composed.evaluation, checkpointing, self._communicator)
+        return Equipment(
+            composed.team.step,
+            composed.evaluation,
+            checkpointing,
+            communicator,
+            partial(brief, self._trained, communicator),
+        )
 
     def _go_on(self) -> None:
-        """Finish the step without the ranks that have died, and stand where the others stand. Collective among them."""
-        before, stands = self._identities, False
+        """Finish the step without the ranks that have died, and stand where the others stand. Collective among all that
+        live, spares included, of which some may be in the team then."""
+        crew, stands = self._crew, False
+        before = crew.identities
         while not stands:
-            recovery, left_behind = (
-                Recovery(self._composed.team, self._identities, self._generation),
-                self._communicator,
-            )
-            try:
-                team = recovery.run()
-            finally:
-                self._generation, self._identities = recovery.generation, recovery.identities
-            self._composed, self._communicator = around(team, self._job), team.communicator
-            left_behind.close()
-            lost = sorted(set(range(self._started_size)) - set(self._identities))
+            left_behind = self._communicator
+            recovery = Recovery(crew, self._trained, self._composed.team if self._composed else None)
+            team = recovery.run()
+            self._generation += 1
+            self._num_recoveries += 1
+            lost = sorted(set(range(self._started_size)) - set(crew.identities))
             if self._needs_rank_0 and 0 in lost:
                 raise CoordinatorLostError(
                     "rank 0 has died, and the coordinator with it, which it had started; start the same command again "
                     "to go on from the newest checkpoint, or use `ddp-bp train`, whose coordinator is a process of its "
                     "own"
                 )
-            self._link.announce(Membership(self._generation, self.rank, self._communicator.size, lost))
+            if team is None:
+                return
+            self._composed, self._communicator = around(team, self._job), team.communicator
+            left_behind.close()
+            size, spares = self._communicator.size, list(crew.waiting)
+            self._link.announce(Membership(self._generation, self.rank, size, lost, spares))
             # Another death, in the middle of this, makes those that are left begin anew.
             with contextlib.suppress(PeerLostError):
-                self._loop.go_on(self._equipment(), recovery.result)
+                self._loop.go_on(self._equipment(self._composed), recovery.result)
                 stands = True
-            self._ledger.membership, self._ledger.world_size = self._generation, self._communicator.size
+            self._ledger.membership, self._ledger.world_size = self._generation, size
             self._reporter.renumber(self.rank)
-        self._num_recoveries += 1
         if too_few := self._communicator.size < self._min_workers:
             self._loop.request_stop("too_few")
         if self.rank == 0:
             number = recovery.num_recomputed_shards
             again = f"; {number} shard{'s' if number > 1 else ''} computed in its place" if number else ""
-            died = sorted(set(before) - set(self._identities))
+            died = sorted(set(before) - set(crew.identities))
+            joined = f", rank {', '.join(map(str, recovery.called))} in its place" if recovery.called else ""
             warn(
                 f"rank {', '.join(map(str, died))} has died; {self._communicator.size} of {self._started_size} ranks "
-                f"go on from step {self._progress.step}{again}"
+                f"go on from step {self._progress.step}{joined}{again}"
             )
             if too_few:
                 warn(f"fewer ranks are left than fault.min_workers = {self._min_workers}; stopping with a checkpoint")
@@ -252,6 +301,7 @@ class _Run:
                 return None
             return write_sample(job.objective.model, job.recipe.sample, job.data, job.plan.seed, self._progress.step)
 
+        assert self._composed is not None
         with self._composed.team.update.evaluated_weights():
             return together(self._communicator, write)
 
@@ -259,7 +309,17 @@ class _Run:
         """Rank 0 hands in the summary and waits until it is on the disk."""
         if self._communicator.rank != 0:
             return
-        finished = Finished(0, self._summary(outcome, sample))
+        summary = summary_of(
+            self._job,
+            self._progress,
+            outcome,
+            world_size=self._communicator.size,
+            ledger_sha256=self._ledger.chain_sha256,
+            num_recoveries=self._num_recoveries,
+            resumed_from_step=self._resumed_from_step,
+            sample=sample,
+        )
+        finished = Finished(0, summary)
         self._link.on_return(lambda: self._link.post(finished))
         self._link.post(finished)
         reply = self._link.wait(
@@ -269,29 +329,3 @@ class _Run:
         )
         if not reply.ok:
             raise DistributedError(f"the summary of the run was not saved: {reply.message}")
-
-    def _summary(self, outcome: Outcome, sample: str | None) -> dict[str, Any]:
-        job, progress = self._job, self._progress
-        rate = outcome.num_samples / outcome.seconds if outcome.seconds else 0.0
-        return {
-            "steps": progress.step,
-            "epochs": progress.step / job.plan.steps_per_epoch,
-            "samples": progress.samples,
-            "world_size": self._communicator.size,
-            "shards": job.plan.num_shards,
-            "train_loss": _finite(progress.last_train_loss),
-            "eval_loss": _finite(progress.eval_loss),
-            "eval_accuracy": progress.eval_accuracy,
-            "weights_sha256": weights_sha256(job.parameters.arrays()),
-            "ledger_sha256": self._ledger.chain_sha256,
-            "seconds": round(outcome.seconds, 6),
-            "samples_per_second": round(rate, 3),
-            "skipped_steps": progress.skipped_steps,
-            "recoveries": self._num_recoveries,
-            "resumed_from_step": self._resumed_from_step,
-            **({} if sample is None else {"sample": sample}),
-        }
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and np.isfinite(value) else None

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ddp_bp.data import ShardPlan
 from ddp_bp.data.batches import Batches
 from ddp_bp.engine.buffers import Buffers
@@ -119,6 +121,23 @@ def place_state(
     if ema_decay is not None:
         average = ExponentialMovingAverage(parameters, ema_decay, allocate=arena.allocate)
     return average, arena.allocate("moves", buffers.size, parameters.dtype)
+
+
+def brief(trained: Trained, communicator: Communicator, root: int) -> None:
+    """Give those that have just joined what rank `root` has and their node's memory has not. Collective.
+
+    Between two steps, and without effect on ranks that stand where `root` stands.
+    """
+    optimizer, average, buffers = trained.optimizer, trained.average, trained.buffers
+    counts = np.array([optimizer.num_steps, average.num_updates if average else 0], np.int64)
+    communicator.broadcast(counts, root)
+    optimizer.num_steps = int(counts[0])
+    if average is not None:
+        average.num_updates = int(counts[1])
+    for values in buffers.committed:
+        communicator.broadcast(values, root)
+    buffers.begin()
+    trained.parameters.mark_changed()
 
 
 def build_team(

@@ -170,7 +170,11 @@ RANKS = [
     Panel("Since its last step", {"rank {{rank}}": f"ddp_bp_last_step_age_seconds{{{RANK}}}"}, "s", width=6),
     Panel(
         "Ranks",
-        {"connected": of_job("ddp_bp_workers_connected"), "of the job": of_job("ddp_bp_world_size")},
+        {
+            "connected": of_job("ddp_bp_workers_connected"),
+            "of the job": of_job("ddp_bp_world_size"),
+            "spares": of_job("ddp_bp_spares_connected"),
+        },
         width=6,
         about="In place, a job goes on with fewer ranks after some have died.",
     ),

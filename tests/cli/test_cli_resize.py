@@ -16,6 +16,7 @@ from ddp_bp.recipes.fault import FaultSection
 
 def status(size: int = 4, **changes: Any) -> dict[str, Any]:
     fields = {"state": "training", "ready": True, "world_size": size, "lost_ranks": [], "wanted_world_size": None}
+    fields["full_world_size"] = 4
     return {**fields, **changes}
 
 
@@ -40,6 +41,12 @@ def test_dead_ranks_are_replaced_so_often_in_so_long() -> None:
     assert Resizing(FaultSection(respawn=False)).wish(lost, 0) is None
     # What somebody asks for is no matter of a budget.
     assert resizing.wish({**lost, "wanted_world_size": 2}, 149) is not None
+
+
+def test_dead_ranks_in_whose_place_spares_are_need_no_replacement() -> None:
+    resizing = Resizing(FaultSection())
+    assert resizing.wish(status(4, lost_ranks=[1]), 0) is None
+    assert resizing.wish(status(3, lost_ranks=[1, 2]), 0) is not None
 
 
 def test_what_could_not_be_saved_is_tried_again_after_a_while() -> None:

@@ -123,8 +123,9 @@ class Machine:
         return self.event(e.Tick())
 
     def join_all(self) -> None:
-        for rank in range(self.coordinator.config.world_size):
-            self.receive(str(rank).encode(), hello(rank, world_size=self.coordinator.config.world_size))
+        num_ranks = self.coordinator.config.world_size + self.coordinator.config.num_spares
+        for rank in range(num_ranks):
+            self.receive(str(rank).encode(), hello(rank, world_size=num_ranks))
 
     def send_checkpoint(self, rank: int, step: int, request_id: str, answers: str = "") -> list[e.Instruction]:
         result = []

@@ -21,7 +21,7 @@ class Ranks(Machine):
     """Three ranks that train. `doing`: the phase of each that is awake, which stays what it is until it is changed."""
 
     def __init__(self, run_dir: Path, **changes: Any) -> None:
-        super().__init__(run_dir, world_size=3, parent_fd=0, **changes)
+        super().__init__(run_dir, **{"world_size": 3, "parent_fd": 0, **changes})
         for rank in range(3):
             self.receive(str(rank).encode(), hello(rank, world_size=3, process=f"name-{rank}"))
         self.doing: dict[int, str] = dict.fromkeys(range(3), WORKING)
@@ -99,6 +99,18 @@ def test_the_one_that_all_others_wait_for_is_named(ranks: Ranks) -> None:
     ranks.since[1] = ranks.now
     ranks.live(0.5)
     assert ranks.named() == {}, "it makes progress"
+
+
+def test_a_spare_can_only_be_silent_and_then_nobody_need_wait_for_it(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, world_size=2, num_spares=1, silence_seconds=3.0)
+    ranks.do(r0="waiting", r2="other")
+    ranks.live(2.0)
+    assert ranks.named() == {1: "stuck"}, "the other one of the team waits; what a spare does is no sign of anything"
+    ranks.do(r0=WORKING)
+    del ranks.doing[2]
+    instructions = ranks.live(2.0)
+    assert ranks.named() == {2: "silent"} and not kills(instructions)
+    assert [one.rank for one in kills(ranks.live(3.0))] == [2]
 
 
 @pytest.mark.parametrize(

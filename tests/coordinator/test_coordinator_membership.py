@@ -11,6 +11,7 @@ from coordinator_fakes import Machine, checkpoint_parts, hello, report, sent, to
 from ddp_bp.coordinator import events as e
 from ddp_bp.coordinator.checkpoints import AWAY_SECONDS
 from ddp_bp.coordinator.lifecycle import State
+from ddp_bp.coordinator.memory import memory_of, recall
 from ddp_bp.coordinator.metrics import JobCollector
 from ddp_bp.coordinator.status import ready_problem, status_of
 from ddp_bp.wire import messages as m
@@ -210,3 +211,74 @@ def test_a_checkpoint_waits_only_for_a_while_for_the_part_of_a_rank_that_is_away
     assert [(done.request_id, done.ok, done.rank_away) for done in told] == (
         [] if comes_back else [("final", False, True)] * 2
     )
+
+
+# ---- spares
+
+
+@pytest.fixture
+def with_spares(tmp_path: Path) -> Machine:
+    """Two ranks that train, and two that wait."""
+    machine = Machine(tmp_path, world_size=2, num_spares=2)
+    machine.join_all()
+    return machine
+
+
+def step_in(machine: Machine, identity: bytes, rank: int, *lost: int, epoch: int, spares: list[int]) -> None:
+    machine.receive(identity, m.Membership(epoch, rank, 4 - len(lost) - len(spares), list(lost), spares))
+
+
+def test_spares_are_here_and_are_none_of_the_team(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, world_size=2, num_spares=1)
+    for rank in (0, 2):
+        machine.receive(b"%d" % rank, hello(rank, world_size=3))
+    assert ready_problem(machine.coordinator) == "the job is waiting, 1 of 2 ranks have joined"
+    machine.receive(b"1", hello(1, world_size=3))
+    assert machine.coordinator.state is State.TRAINING and ready_problem(machine.coordinator) is None
+    status = status_of(machine.coordinator, machine.now)
+    assert (status["world_size"], status["full_world_size"], status["spare_ranks"]) == (2, 2, [2])
+    assert [(row["current_rank"], row["doing"]) for row in status["ranks"]] == [(0, None), (1, None), (None, "spare")]
+    values = samples(machine)
+    assert (values["ddp_bp_workers_connected", ""], values["ddp_bp_spares_connected", ""]) == (2, 1)
+    machine.event(e.Disconnected(b"2"))
+    assert ready_problem(machine.coordinator) is None, "nobody waits for it"
+    assert samples(machine)["ddp_bp_spares_connected", ""] == 0
+
+
+def test_a_spare_is_a_rank_of_the_team_once_it_has_stepped_in(with_spares: Machine) -> None:
+    machine, roster = with_spares, with_spares.coordinator.roster
+    step_in(machine, b"0", 0, 1, epoch=1, spares=[3])
+    assert (roster.world_size, roster.spares, roster.lost) == (2, (3,), (1,))
+    assert "rank 2 has not gone on yet" in str(ready_problem(machine.coordinator))
+    step_in(machine, b"2", 1, 1, epoch=1, spares=[3])
+    assert ready_problem(machine.coordinator) is None
+    machine.receive(b"2", report(1, step=12))
+    assert machine.coordinator.num_rejected == 0
+    step_in(machine, b"2", 0, 0, 1, epoch=2, spares=[])
+    step_in(machine, b"3", 1, 0, 1, epoch=2, spares=[])
+    assert (roster.world_size, roster.spares) == (2, ())
+    status = status_of(machine.coordinator, machine.now)
+    assert [(row["rank"], row["current_rank"]) for row in status["ranks"]] == [(2, 0), (3, 1)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        m.Membership(1, 0, 2, [1], [2, 3]),
+        m.Membership(1, 0, 3, [1], [1]),
+        m.Membership(1, 0, 2, [1], [0]),
+        m.Membership(1, 0, 2, [], [2, 3]),
+        m.Membership(1, 0, 2, [2], [1]),
+        m.Membership(1, 0, 2, [1], [4]),
+    ],
+)
+def test_spares_that_do_not_fit_change_nothing(with_spares: Machine, message: m.Membership) -> None:
+    assert with_spares.receive(b"0", message) == []
+    assert (with_spares.coordinator.num_rejected, with_spares.coordinator.roster.epoch) == (1, 0)
+
+
+def test_a_coordinator_that_takes_over_knows_the_spares(with_spares: Machine, tmp_path: Path) -> None:
+    step_in(with_spares, b"0", 0, 1, epoch=1, spares=[3])
+    another = Machine(tmp_path, world_size=2, num_spares=2)
+    recall(another.coordinator, memory_of(with_spares.coordinator))
+    assert (another.coordinator.roster.world_size, another.coordinator.roster.spares) == (2, (3,))

@@ -152,6 +152,15 @@ def test_keys_of_another_choice_and_all_other_conflicts_are_reported_at_once() -
             "before, so that no other can compute it",
         ),
         (
+            {"fault": {"spares": 1}, "exchange": {"compression": "bf16"}},
+            "fault.spares: with exchange.compression recovery is not in place, so that a spare could not step in",
+        ),
+        (
+            {"fault": {"spares": 2, "recovery": "restart"}},
+            "fault.spares: spares step in where recovery is in place; expected 0 with fault.recovery = 'restart', "
+            "got 2",
+        ),
+        (
             {"exchange": {"overlap": "off", "bucket_bytes": 3}},
             "exchange.bucket_bytes: expected none with exchange.overlap = 'off', got 3",
         ),

@@ -41,6 +41,7 @@ CHANGEABLE = [
     "fault.nonfinite_limit=0",
     "fault.compare_every_steps=0",
     "fault.audit=0.5",
+    "fault.spares=1",
     "blas.kernels=Haswell",
     "blas.allow_mixed=true",
 ]
@@ -79,8 +80,8 @@ def test_anything_else_is_another_run_and_is_named(override: str, line: str) -> 
 
 
 def test_all_differences_are_named_in_order() -> None:
-    # Audits go neither with compression nor with mixed kernels.
-    together = [override for override in CHANGEABLE if not override.startswith("fault.audit")]
+    # Audits go neither with compression nor with mixed kernels, and spares not with compression.
+    together = [override for override in CHANGEABLE if not override.startswith(("fault.audit", "fault.spares"))]
     changed = recipe(*(override for override, _ in FIXED), *together)
     assert differences(recipe(), changed) == sorted(line for _, line in FIXED)
 

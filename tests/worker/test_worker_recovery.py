@@ -5,8 +5,11 @@ Deaths come where a rank times its phases: between any two pieces of work.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import threading
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_worker_update import OPTIMIZERS
-from worker_cases import Case, Rank, assert_same, build_rank, classes, network
+from worker_cases import Case, Rank, assert_same, build_rank, build_trained, classes, network, rank_of
 
 from ddp_bp import nn, optim
 from ddp_bp.data import ShardPlan
@@ -23,9 +26,11 @@ from ddp_bp.parallel.bucket_choice import BucketChoice
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.threads import run_ranks
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
+from ddp_bp.worker.crew import Crew
 from ddp_bp.worker.failures import RankFailure
 from ddp_bp.worker.phases import Phase, PhaseClock
 from ddp_bp.worker.recovery import Recovery
+from ddp_bp.worker.team import Team, brief, build_team
 
 # A step has at least 8 laps. Whoever dies does so before the last step but one, so that all others hear of it.
 NUM_STEPS = 6
@@ -51,26 +56,63 @@ class MortalClock(PhaseClock):
 
 
 def train(
-    communicator: Communicator, case: Case, deaths: dict[int, int], built: threading.Barrier
-) -> tuple[dict[str, np.ndarray], list[float]]:
-    """Take all steps, going on with those that are left; what is then held whole, and the losses.
+    communicator: Communicator, case: Case, deaths: dict[int, int], built: threading.Barrier, num_spares: int = 0
+) -> tuple[dict[str, np.ndarray], list[float], tuple[int, ...]] | None:
+    """Take all steps, going on with those that are left, spares among them.
 
+    What is then held whole, the losses, and who was in the last team; None on a spare that was not called.
     `deaths`: for ranks that die, after how many laps. Nobody begins before all have `built` what they need.
     """
-    rank = build_rank(communicator, case, clock=MortalClock(communicator, deaths.get(communicator.rank)))
+    clock = MortalClock(communicator, deaths.get(communicator.rank))
+    trained, nodes, failures = build_trained(communicator, case, clock=clock)
+    crew, release = Crew(communicator, nodes, num_spares), communicator.duplicate()
+    group = crew.team_communicator
+    team = None if group is None else build_team(trained, group, crew.nodes_of(crew.working))
     built.wait(20)
-    team, identities, generation = rank.team, tuple(range(communicator.size)), 0
     losses: list[float] = []
+    stands, result = team is not None, None
     while len(losses) < NUM_STEPS:
+        if team is None and not is_needed(crew, release):
+            return None
         try:
+            if team is None or not stands:
+                raise PeerLostError("in the place of a dead rank")
             result = team.step.run(len(losses))
         except PeerLostError:
-            recovery = Recovery(team, identities, generation)
-            team, identities, generation = recovery.run(), recovery.identities, recovery.generation
-            result = recovery.result
-        if result is not None:
-            losses.append(result.loss)
-    return whole_state(rank), losses
+            recovery, stands = Recovery(crew, trained, team), False
+            team = recovery.run()
+            if recovery.result is not None:
+                losses.append(recovery.result.loss)
+            if team is None:
+                continue
+            with contextlib.suppress(PeerLostError):
+                losses = brief_newcomers(team, losses)
+                stands = True
+            continue
+        losses.append(result.loss)
+    release.revoke()
+    assert team is not None
+    return whole_state(rank_of(team, failures)), losses, crew.working
+
+
+def is_needed(crew: Crew, release: Communicator) -> bool:
+    """Whether a spare is to take part in a recovery; otherwise the others have come to their end."""
+    deadline = monotonic() + 20
+    while not crew.needs_spares():
+        if release.is_revoked():
+            return False
+        assert monotonic() < deadline
+        sleep(0.0005)
+    return True
+
+
+def brief_newcomers(team: Team, losses: list[float]) -> list[float]:
+    """All that have taken steps have taken the same; the others are told of them."""
+    everyone = [json.loads(said) for said in team.communicator.allgather_bytes(json.dumps(losses).encode())]
+    longest = max(everyone, key=len)
+    assert all(said in ([], longest) for said in everyone)
+    brief(team.trained, team.communicator, everyone.index(longest))
+    return longest
 
 
 def whole_state(rank: Rank) -> dict[str, np.ndarray]:
@@ -81,14 +123,19 @@ def whole_state(rank: Rank) -> dict[str, np.ndarray]:
     return state
 
 
-def check(case: Case, size: int, deaths: dict[int, int]) -> int:
-    """Compare with an undisturbed run of one rank; how many ranks were left."""
+def check(case: Case, size: int, deaths: dict[int, int], num_spares: int = 0) -> int:
+    """Compare with an undisturbed run of one rank; how many ranks were in the team at the end.
+
+    `size`: of the team; with `num_spares` more ranks.
+    """
     alone = dataclasses.replace(case, nodes=None)
-    [(expected, losses)] = run_ranks(1, lambda c: train(c, alone, {}, threading.Barrier(1)))
-    built = threading.Barrier(size)
-    left = [outcome for outcome in run_ranks(size, lambda c: train(c, case, deaths, built)) if outcome is not None]
-    for state, own_losses in left:
+    [(expected, losses, _)] = run_ranks(1, lambda c: train(c, alone, {}, threading.Barrier(1)))
+    built = threading.Barrier(size + num_spares)
+    outcomes = run_ranks(size + num_spares, lambda c: train(c, case, deaths, built, num_spares))
+    left = [outcome for outcome in outcomes if outcome is not None]
+    for state, own_losses, team in left:
         assert own_losses == losses
+        assert len(team) == len(left)
         assert_same(state, {name: values for name, values in expected.items() if name in state})
     return len(left)
 
@@ -100,6 +147,31 @@ def test_any_ranks_may_die_at_any_time(size: int, data: st.DataObject) -> None:
     victims = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=size - 1, unique=True))
     deaths = {victim: data.draw(st.integers(0, LAST_LAP), label=f"laps of {victim}") for victim in victims}
     assert check(WIDE, size, deaths) >= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 2), st.data())
+def test_spares_take_the_place_of_the_dead(size: int, num_spares: int, data: st.DataObject) -> None:
+    """Those that were called may die as well, and so may all that were in the first team but one."""
+    ranks = range(size + num_spares)
+    victims = data.draw(st.lists(st.sampled_from(ranks), max_size=size + num_spares - 1, unique=True))
+    if set(range(size)) <= set(victims):
+        victims.remove(data.draw(st.integers(0, size - 1), label="the one that lives"))
+    deaths = {victim: data.draw(st.integers(0, LAST_LAP), label=f"laps of {victim}") for victim in victims}
+    # A spare dies only where it was called, for only then it has laps.
+    assert check(WIDE, size, deaths, num_spares) >= min(size, len(ranks) - len(victims))
+
+
+@pytest.mark.parametrize("laps", range(0, 16, 3))
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_the_team_is_whole_again(laps: int, victim: int) -> None:
+    case = dataclasses.replace(WIDE, build=batch_norm_network, nodes=[0, 1, 0, 2, 0])
+    case = dataclasses.replace(case, dataset=classes(40, 64), plan=ShardPlan(40, 8, 4, 3))
+    if victim == 1:  # the only one of its node
+        case = dataclasses.replace(case, nodes=[0, 0, 1, 2, 0])
+    if victim == 2:
+        case = dataclasses.replace(case, nodes=[0, 1, 1, 2, 1])
+    assert check(case, 3, {victim: laps}, num_spares=2) == 3, "the spare of another node cannot help, the second can"
 
 
 @pytest.mark.parametrize("laps", range(16))
@@ -202,11 +274,12 @@ def test_an_error_in_the_place_of_a_dead_rank_ends_the_job_on_all() -> None:
             wrap=lambda model: RaisesLater(model, 1),
             clock=MortalClock(communicator, 1 if communicator.rank == 2 else None),
         )
+        crew = Crew(communicator, rank.team.nodes)
         built.wait(20)
         with pytest.raises(PeerLostError):
             rank.step.run(0)
         with pytest.raises((RankFailure, RemoteError)) as caught:
-            Recovery(rank.team, (0, 1, 2)).run()
+            Recovery(crew, rank.team.trained, rank.team).run()
         return type(caught.value).__name__, rank.failures
 
     outcomes = [outcome for outcome in run_ranks(3, run) if outcome is not None]

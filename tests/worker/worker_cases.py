@@ -112,13 +112,14 @@ class Rank:
         return {name: array.copy() for name, array in arrays.items()} | {"steps": np.array(self.optimizer.num_steps)}
 
 
-def build_rank(
+def build_trained(
     communicator: Communicator,
     case: Case,
     layout: int = 1,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     clock: PhaseClock | None = None,
-) -> Rank:
+) -> tuple[Trained, Nodes, list[tuple[Exception, int]]]:
+    """What a rank trains, which nodes there are, and where its failures are noted."""
     with random_stream(1, 0, 2**62):
         model = wrap(case.build())
     objective = Objective(
@@ -153,9 +154,17 @@ def build_rank(
         buckets=case.buckets,
         compression=compression,
     )
-    team = build_team(trained, communicator, nodes)
-    bounds = team.saved_bounds
-    snapshot = Snapshot(model, parameters, optimizer, buffers, average, bounds, communicator.rank, compression)
+    return trained, nodes, failures
+
+
+def build_rank(communicator: Communicator, case: Case, **more: Any) -> Rank:
+    """`more`: as in `build_trained`."""
+    trained, nodes, failures = build_trained(communicator, case, **more)
+    return rank_of(build_team(trained, communicator, nodes), failures)
+
+
+def rank_of(team: Team, failures: list[tuple[Exception, int]]) -> Rank:
+    trained = team.trained
     return Rank(
         team,
         team.step,
@@ -163,13 +172,22 @@ def build_rank(
         team.step.audit,
         team.step.comparison,
         team.update,
-        parameters,
-        optimizer,
-        buffers,
-        average,
-        objective,
-        snapshot,
-        bounds,
+        trained.parameters,
+        trained.optimizer,
+        trained.buffers,
+        trained.average,
+        trained.objective,
+        Snapshot(
+            trained.objective.model,
+            trained.parameters,
+            trained.optimizer,
+            trained.buffers,
+            trained.average,
+            team.saved_bounds,
+            team.communicator.rank,
+            trained.compression,
+        ),
+        team.saved_bounds,
         failures,
     )
 

@@ -1,0 +1,116 @@
+"""Ranks that wait take the place of ranks of real jobs that are killed: in the very step, and no bit is another."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from job_histories import assert_is_the_same_run
+from support import ddp_bp, leftovers, mpirun, processes_of, run_to_end, status_of, wait_for_step, wait_until
+
+pytestmark = [pytest.mark.mpi, pytest.mark.ulfm]
+
+
+def kill(status: dict[str, Any], *ranks: int, by: signal.Signals = signal.SIGKILL) -> None:
+    for row in status["ranks"]:
+        if row["rank"] in ranks:
+            os.kill(row["pid"], by)
+
+
+def wait_for(run_dir: Path, **expected: Any) -> dict[str, Any]:
+    def is_so() -> dict[str, Any] | None:
+        status = status_of(run_dir)
+        return status if status and all(status[key] == value for key, value in expected.items()) else None
+
+    return wait_until(is_so, f"a status with {expected}")
+
+
+def test_spares_step_in_one_after_another_until_none_of_the_first_team_is_left(
+    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    run_dir, before = tmp_path / "run", leftovers()
+    options = ["--set", "fault.spares=3", "--set", "fault.respawn=true"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
+    first = wait_for_step(run_dir, 5)
+    assert (first["world_size"], first["spare_ranks"], first["shards"]) == (2, [2, 3, 4], 3)
+    kill(first, 1)
+    wait_for(run_dir, lost_ranks=[1], world_size=2, spare_ranks=[3, 4], ready=True)
+    kill(first, 0)
+    wait_for(run_dir, lost_ranks=[0, 1], world_size=2, spare_ranks=[4], ready=True)
+    kill(first, 2)
+    status = wait_for(run_dir, lost_ranks=[0, 1, 2], world_size=2, spare_ranks=[], ready=True)
+    assert status["step"] < 60, "all before the end"
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "the ranks that are left finish the step, with 3 spares to step in" in stdout
+    assert "rank 1 has died; 2 of 5 ranks go on from step " in stderr and ", rank 2 in its place" in stderr
+    assert "Traceback" not in stderr and "starting others" not in stderr
+    summary = assert_is_the_same_run(run_dir, undisturbed)
+    assert (summary["world_size"], summary["resumed_from_step"], summary["recoveries"]) == (2, None, 3)
+    assert leftovers() == before
+
+
+def test_a_dead_spare_is_passed_over_and_the_others_find_the_coordinator_again(
+    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start_command(
+        ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, "--set", "fault.spares=2", "--set", "fault.audit=1")
+    )
+    first = wait_for_step(run_dir, 3)
+    kill(first, 2)
+    [coordinator] = [one for one in processes_of(run_dir) if "coordinator" in one.cmdline()]
+    coordinator.kill()
+    wait_until(lambda: "address" in (status_of(run_dir) or {}), "the coordinator to be back")
+    wait_for(run_dir, world_size=2, ready=True)
+    kill(first, 0)
+    wait_for(run_dir, lost_ranks=[0, 2], world_size=2, spare_ranks=[], ready=True)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert ", rank 3 in its place" in stderr
+    assert assert_is_the_same_run(run_dir, undisturbed)["world_size"] == 2
+
+
+def test_all_of_the_team_but_one_die_at_once_and_so_does_the_next_one(
+    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    """Under a launcher of the user's own, whose last ranks wait."""
+    run_dir = tmp_path / "run"
+    command = [*mpirun(5), *ddp_bp("worker", slow_recipe, "--run-dir", run_dir, "--set", "fault.spares=2")]
+    command[1:1] = ["--with-ft", "ulfm"]
+    process = start_command(command)
+    kill(wait_for_step(run_dir, 10), 1, 2)
+    kill(wait_for(run_dir, lost_ranks=[1, 2], world_size=3, ready=True), 3, 4)
+    stdout, stderr = process.communicate(timeout=60)
+    assert "5 ranks, 2 of them as spares, Open MPI" in stdout
+    assert "rank 1, 2 has died; 3 of 5 ranks go on" in stderr and "rank 3, 4 has died; 1 of 5 ranks" in stderr
+    assert assert_is_the_same_run(run_dir, undisturbed)["world_size"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--set", "model.factory=job_models:raising"], 1, "rank 1 failed at step"),
+        (["--set", "train.max_steps=5"], 0, ""),
+    ],
+    ids=["an error", "the end"],
+)
+def test_spares_end_with_the_others(
+    run_ddp_bp, slow_recipe: Path, tmp_path: Path, options: list[str], code: int, said: str
+) -> None:
+    run_dir = tmp_path / "run"
+    result = run_ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, "--set", "fault.spares=1", *options)
+    assert result.returncode == code, result.stderr
+    assert said in result.stderr and result.stderr.count("Traceback") == (1 if code else 0)
+    assert processes_of(run_dir) == []
+
+
+def test_spares_that_could_not_be_are_refused(slow_recipe: Path, tmp_path: Path) -> None:
+    command = [*mpirun(2), *ddp_bp("worker", slow_recipe, "--run-dir", tmp_path / "run", "--set", "fault.spares=2")]
+    command[1:1] = ["--with-ft", "ulfm"]
+    result = run_to_end(command, 60)
+    assert result.returncode != 0
+    assert result.stderr.count("fault.spares: 2 of the ranks that are started wait; expected more ranks than that") == 1
