@@ -42,6 +42,7 @@ class RankKill(msgspec.Struct):
     in_place: whether the others went on; else all ranks were started again.
     seconds: from the kill to the first step committed after it. caught_up_seconds: ... that had not been before.
     step_seconds: an ordinary step of this job, before the kill.
+    whole_seconds: from the kill until as many ranks as before had committed a step; None where that was not waited for.
     num_recomputed_shards: how many shards were computed in place of dead ranks. recomputed_seconds: about how long.
     """
 
@@ -52,16 +53,19 @@ class RankKill(msgspec.Struct):
     step_seconds: float
     num_recomputed_shards: int = 0
     recomputed_seconds: float = 0.0
+    whole_seconds: float | None = None
 
 
 class RankKills(msgspec.Struct):
-    """All kills of one kind. `beyond_shards`: what is left when the shards computed in place are taken off."""
+    """All kills of one kind. `beyond_shards`: what is left when the shards computed in place are taken off. `whole`:
+    until there were as many ranks as before; None where that was not waited for."""
 
     killed: str
     num_in_place: int
     seconds: Spread
     beyond_shards: Spread
     caught_up: Spread
+    whole: Spread | None
     kills: list[RankKill]
 
 
@@ -98,10 +102,11 @@ class PeerKills(msgspec.Struct):
 class RecoveryReport(msgspec.Struct):
     """All that one run found out. `step_seconds`, `shard_seconds`: medians over the jobs.
 
-    trained: the network, or the recipe. recovery: what `fault.recovery` was.
+    trained: the network, or the recipe. recovery, num_spares: what `fault.recovery` and `fault.spares` were.
     """
 
     world_size: int
+    num_spares: int
     times: int
     mpi: str
     trained: str
@@ -147,12 +152,14 @@ def recomputed_seconds(num_shards: int, num_left: int, shard_seconds: float) -> 
 
 def summed_up(killed: str, kills: Sequence[RankKill]) -> RankKills:
     """Of one kill or more of one kind."""
+    whole = [kill.whole_seconds for kill in kills if kill.whole_seconds is not None]
     return RankKills(
         killed=killed,
         num_in_place=sum(kill.in_place for kill in kills),
         seconds=spread([kill.seconds for kill in kills]),
         beyond_shards=spread([kill.seconds - kill.recomputed_seconds for kill in kills]),
         caught_up=spread([kill.caught_up_seconds for kill in kills]),
+        whole=spread(whole) if len(whole) == len(kills) else None,
         kills=list(kills),
     )
 

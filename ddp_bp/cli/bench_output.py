@@ -144,7 +144,9 @@ def show_recovery(report: RecoveryReport, *, as_json: bool) -> None:
         return
     peer, coordinator = report.peer, report.coordinator
     shard = "" if report.shard_seconds is None else f", {short_time_text(report.shard_seconds)} of them a shard"
-    print(f"{_ranks(report.world_size)}; {report.mpi}; {'ours alone' if peer is None else f'PyTorch {peer.torch}'}")
+    spares = f" and {report.num_spares} spares" if report.num_spares else ""
+    whose = "ours alone" if peer is None else f"PyTorch {peer.torch}"
+    print(f"{_ranks(report.world_size)}{spares}; {report.mpi}; {whose}")
     print(f"{report.trained}: {short_time_text(report.step_seconds)} a step{shard}; each kill {report.times} times\n")
     rows: list[tuple[object, ...]] = []
     for kind in report.ranks:
@@ -153,16 +155,20 @@ def show_recovery(report: RecoveryReport, *, as_json: bool) -> None:
             f"{count} {what}" for count, what in ((kind.num_in_place, "in place"), (others, "started again")) if count
         )
         caught_up = kind.caught_up.median_seconds if others else None
-        rows.append((kind.killed, "ddp_bp", how, *_spread(kind.seconds), kind.beyond_shards.p95_seconds, caught_up))
+        whole = kind.whole.median_seconds if kind.whole is not None else None
+        times = (*_spread(kind.seconds), kind.beyond_shards.p95_seconds, caught_up, whole)
+        rows.append((kind.killed, "ddp_bp", how, *times))
     if coordinator is not None:
         text = "nobody waits"
-        rows.append(("the coordinator", "ddp_bp", text, *_spread(coordinator.seconds), None, None))
+        rows.append(("the coordinator", "ddp_bp", text, *_spread(coordinator.seconds), None, None, None))
     if peer is not None:
         text, caught_up = "all started again", peer.caught_up.median_seconds
-        rows.append(("a worker", "torchrun", text, *_spread(peer.seconds), None, caught_up))
+        rows.append(
+            ("a worker", "torchrun", text, *_spread(peer.seconds), None, caught_up, peer.seconds.median_seconds)
+        )
     columns = ("killed", "trained by", "how it goes on", "median", "p95", "largest")
     print_table(
-        (*columns, "p95 beyond its shards", "as far as before"),
+        (*columns, "p95 beyond its shards", "as far as before", "as many as before"),
         [tuple(short_time_text(cell) if isinstance(cell, float) else cell for cell in row) for row in rows],
     )
     if coordinator is not None:

@@ -79,6 +79,14 @@ def kind_names(text: str) -> tuple[str, ...]:
     help="`fault.recovery`: whether ranks that are left go on, where MPI offers that, or all start again.",
 )
 @click.option(
+    "--spares",
+    "num_spares",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="`fault.spares`: how many ranks wait to take the place of dead ones. Without any, others are started.",
+)
+@click.option(
     "--model",
     type=click.Choice(list(MODELS)),
     default="middle",
@@ -96,6 +104,7 @@ def recovery(
     kinds: tuple[str, ...],
     times: int,
     recovery: str,
+    num_spares: int,
     model: str,
     recipe: str | None,
     overrides: tuple[str, ...],
@@ -108,9 +117,9 @@ def recovery(
 
     For each kill a job is started as by `ddp-bp train`, and after some steps SIGKILL ends processes of it at a moment
     drawn at random. Timed is from the kill to the first step that is committed afterwards; beside it stand the same
-    less the time for the shards that the others computed in place of dead ranks, and the time until steps are reached
-    that had not been before. For the coordinator, for which no rank waits, it is the time until it answers at its
-    address again, with all ranks.
+    less the time for the shards that the others computed in place of dead ranks, the time until steps are reached that
+    had not been before, and the time until as many ranks as before have committed a step. For the coordinator, for
+    which no rank waits, it is the time until it answers at its address again, with all ranks.
 
     Beside it PyTorch trains the same network with DistributedDataParallel over gloo under torchrun, which starts all
     workers again when one has died, from a checkpoint that rank 0 writes as often as ours are.
@@ -119,7 +128,7 @@ def recovery(
         raise InputError("bench recovery starts jobs of its own: call it without a launcher, with -n for their workers")
     check_kinds(kinds, num_workers)
     launcher = find_launcher()
-    overrides = (*overrides, f"fault.recovery={recovery}")
+    overrides = (*overrides, f"fault.recovery={recovery}", f"fault.spares={num_spares}")
     with stop_signals() as asked, job_folder() as folder:
 
         def check() -> None:
@@ -135,7 +144,9 @@ def recovery(
         # Whatever is wrong with the input is found before a process is started.
         load_recipe(trained, overrides, model_problems, data_problems)
         more = [argument for override in (*overrides, *_ENDLESS) for argument in ("--set", override)]
-        maker = JobMaker(trained, (*more, *(() if binds else ("--no-bind",))), num_workers, folder, begin, check)
+        maker = JobMaker(
+            trained, (*more, *(() if binds else ("--no-bind",))), num_workers, num_spares, folder, begin, check
+        )
         try:
             ranks, coordinator, shard_seconds = _kill(maker, kinds, times, generator)
             theirs = None
@@ -148,6 +159,7 @@ def recovery(
     steps += [kill.step_seconds for kill in coordinator]
     report = RecoveryReport(
         world_size=num_workers,
+        num_spares=num_spares,
         times=times,
         mpi=launcher.library,
         trained=recipe or f"{model}: {chosen.description}",

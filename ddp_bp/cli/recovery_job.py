@@ -36,7 +36,7 @@ _LOOK_SECONDS = 0.003
 _STATUS_POLL_SECONDS = 0.01
 _COMPUTE_PHASES = ("data_wait", "forward", "backward")
 _RECOVERED = re.compile(r"ranks? go on from step \d+(?:; (\d+) shards? computed in its place)?")
-_RESTARTED = re.compile(r"going on from step (\d+) in ")
+_RESTARTED = re.compile(r"going on from step (\d+) (?:in|with) ")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class JobMaker:
     recipe: str
     options: Sequence[str]
     num_workers: int
+    num_spares: int
     folder: Path
     begin: Begin
     check: Callable[[], None]
@@ -61,7 +62,7 @@ class JobMaker:
         command += ["--run-dir", str(run_dir), *self.options]
         process = WatchedProcess("ddp-bp train", self.begin(command, log), log, self.check)
         try:
-            yield TrainingJob(process, run_dir, self.num_workers)
+            yield TrainingJob(process, run_dir, self.num_workers, self.num_spares)
         finally:
             process.end()
             # Many jobs leave many checkpoints.
@@ -71,8 +72,9 @@ class JobMaker:
 class TrainingJob:
     """One job. A rank is killed in it at most once, since those that are left are then fewer."""
 
-    def __init__(self, process: WatchedProcess, run_dir: Path, num_workers: int) -> None:
-        self._process, self._run_dir, self._num_workers = process, run_dir, num_workers
+    def __init__(self, process: WatchedProcess, run_dir: Path, num_workers: int, num_spares: int) -> None:
+        self._process, self._run_dir = process, run_dir
+        self._num_workers, self._num_spares = num_workers, num_spares
 
     def kill_ranks(self, kind: str, generator: random.Random) -> tuple[RankKill, float]:
         """What comes of a kill of that kind, at a moment drawn at random; and how long a shard takes.
@@ -83,7 +85,7 @@ class TrainingJob:
         ranks = victims(kind, self._num_workers, generator)
         status = self._wait_for_ranks()
         pids = [rank["pid"] for rank in status["ranks"]]
-        survivor = next(pid for rank, pid in enumerate(pids) if rank not in ranks)
+        survivor = next(pid for rank, pid in enumerate(pids[: self._num_workers]) if rank not in ranks)
         with closing(JournalWatch(survivor)) as watch:
             step_seconds = self._steady(watch, generator)
             shard_seconds = _shard_seconds(self._status() or status)
@@ -110,7 +112,9 @@ class TrainingJob:
         seconds = at - killed_at
         num_shards = self._num_recomputed()
         recomputing = recomputed_seconds(num_shards, self._num_workers - len(ranks), shard_seconds)
-        return RankKill(ranks, True, seconds, seconds, step_seconds, num_shards, recomputing), shard_seconds
+        # With enough spares the first step is one of as many ranks as before.
+        whole = seconds if self._num_spares >= len(ranks) else self._replaced(pids, killed_at)
+        return RankKill(ranks, True, seconds, seconds, step_seconds, num_shards, recomputing, whole), shard_seconds
 
     def kill_coordinator(self, generator: random.Random) -> CoordinatorKill:
         """What comes of a kill of the coordinator, at a moment drawn at random.
@@ -144,34 +148,50 @@ class TrainingJob:
         self, ranks: list[int], old_pids: Sequence[int], num_committed: int, killed_at: float, step_seconds: float
     ) -> RankKill:
         """What comes of it where all ranks start again."""
+        pid = self._new_rank(old_pids)
+        with closing(JournalWatch(pid)) as watch:
+            at = self._first_after(self._begins_at(), watch)
+            caught_up_at = self._first_after(num_committed, watch)
+        seconds = at - killed_at
+        return RankKill(ranks, False, seconds, caught_up_at - killed_at, step_seconds, whole_seconds=seconds)
+
+    def _replaced(self, old_pids: Sequence[int], killed_at: float) -> float:
+        """How long after the kill ranks that were started in the place of dead ones had committed a step."""
+        with closing(JournalWatch(self._new_rank(old_pids))) as watch:
+            return self._first_after(self._begins_at(), watch) - killed_at
+
+    def _new_rank(self, old_pids: Sequence[int]) -> int:
+        """A process that was started since; its number."""
 
         def new_rank() -> int | None:
             status = self._status()
-            pids = [rank["pid"] for rank in status["ranks"]] if status is not None and status["restarts"] else []
+            pids = [rank["pid"] for rank in status["ranks"]] if status is not None else []
             return next((pid for pid in pids if pid not in old_pids), None)
 
-        pid = self._process.wait_for(new_rank, "ranks to start again", _GOING_ON_SECONDS, _STATUS_POLL_SECONDS)
-        begins_at = [int(step) for step in _RESTARTED.findall(self._process.output())][-1]
-        with closing(JournalWatch(pid)) as watch:
+        return self._process.wait_for(new_rank, "ranks to start again", _GOING_ON_SECONDS, _STATUS_POLL_SECONDS)
 
-            def first_after(step: int) -> float:
-                def committed() -> float | None:
-                    watch.search()
-                    watch.look()
-                    return time.monotonic() if watch.num_committed() > step else None
+    def _begins_at(self) -> int:
+        """The step that the newest start goes on from."""
+        return [int(step) for step in _RESTARTED.findall(self._process.output())][-1]
 
-                what = f"step {step + 1} after a restart"
-                return self._process.wait_for(committed, what, _GOING_ON_SECONDS, _LOOK_SECONDS)
+    def _first_after(self, step: int, watch: JournalWatch) -> float:
+        """When that process was first seen to have committed more than `step` steps."""
 
-            at, caught_up_at = first_after(begins_at), first_after(num_committed)
-        return RankKill(ranks, False, at - killed_at, caught_up_at - killed_at, step_seconds)
+        def committed() -> float | None:
+            watch.search()
+            watch.look()
+            return time.monotonic() if watch.num_committed() > step else None
+
+        what = f"step {step + 1} after a restart"
+        return self._process.wait_for(committed, what, _GOING_ON_SECONDS, _LOOK_SECONDS)
 
     def _wait_for_ranks(self) -> dict[str, Any]:
         """The status, once all ranks are there."""
 
         def there() -> dict[str, Any] | None:
             status = self._status()
-            return status if status is not None and len(status["ranks"]) == self._num_workers else None
+            num_ranks = self._num_workers + self._num_spares
+            return status if status is not None and len(status["ranks"]) == num_ranks else None
 
         return self._process.wait_for(there, f"{self._num_workers} ranks", _START_SECONDS, 0.05)
 

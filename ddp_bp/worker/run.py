@@ -281,10 +281,10 @@ class _Run:
             number = recovery.num_recomputed_shards
             again = f"; {number} shard{'s' if number > 1 else ''} computed in its place" if number else ""
             died = sorted(set(before) - set(crew.identities))
-            joined = f", rank {', '.join(map(str, recovery.called))} in its place" if recovery.called else ""
+            joined = f"; rank {', '.join(map(str, recovery.called))} has stepped in" if recovery.called else ""
             warn(
                 f"rank {', '.join(map(str, died))} has died; {self._communicator.size} of {self._started_size} ranks "
-                f"go on from step {self._progress.step}{joined}{again}"
+                f"go on from step {self._progress.step}{again}{joined}"
             )
             if too_few:
                 warn(f"fewer ranks are left than fault.min_workers = {self._min_workers}; stopping with a checkpoint")

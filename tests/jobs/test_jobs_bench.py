@@ -107,7 +107,7 @@ def test_scaling_under_a_launcher_of_the_users_own(mpirun) -> None:
 def test_recovery(run_ddp_bp) -> None:
     before = leftovers()
     kinds = "rank,two,coordinator"
-    result = run_ddp_bp(*RECOVERY, "-n", 3, "--kill", kinds, "--no-peer", "--json")
+    result = run_ddp_bp(*RECOVERY, "-n", 3, "--kill", kinds, "--spares", 1, "--no-peer", "--json")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     report = json.loads(result.stdout)
@@ -119,6 +119,9 @@ def test_recovery(run_ddp_bp) -> None:
         assert 0 < kill["seconds"] == kill["caught_up_seconds"] == kind["seconds"]["p95_seconds"] < 10
         assert kind["beyond_shards"]["p95_seconds"] == kill["seconds"] - kill["recomputed_seconds"]
         assert 0 < kill["step_seconds"] < 1
+    one, two = (kind["kills"][0] for kind in report["ranks"])
+    assert one["whole_seconds"] == one["seconds"], "the spare is in the very step"
+    assert two["seconds"] < two["whole_seconds"] < 30, "one spare is not enough, so that others were started"
     [kill] = report["coordinator"]["kills"]
     assert 0 < kill["seconds"] < 20 and 0 < kill["step_seconds_meanwhile"] < 1
     assert_nothing_is_left(before)
@@ -137,6 +140,7 @@ def test_recovery_by_starting_again_beside_torchrun(run_ddp_bp) -> None:
     for [kill] in (ranks["kills"], peer["kills"]):
         assert not kill["in_place"]
         assert 0.2 < kill["seconds"] <= kill["caught_up_seconds"] < 60
+    assert ranks["whole"] == ranks["seconds"]
     assert_nothing_is_left(before)
 
 

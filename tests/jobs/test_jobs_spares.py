@@ -46,7 +46,7 @@ def test_spares_step_in_one_after_another_until_none_of_the_first_team_is_left(
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
     assert "the ranks that are left finish the step, with 3 spares to step in" in stdout
-    assert "rank 1 has died; 2 of 5 ranks go on from step " in stderr and ", rank 2 in its place" in stderr
+    assert "rank 1 has died; 2 of 5 ranks go on from step " in stderr and "; rank 2 has stepped in" in stderr
     assert "Traceback" not in stderr and "starting others" not in stderr
     summary = assert_is_the_same_run(run_dir, undisturbed)
     assert (summary["world_size"], summary["resumed_from_step"], summary["recoveries"]) == (2, None, 3)
@@ -70,7 +70,7 @@ def test_a_dead_spare_is_passed_over_and_the_others_find_the_coordinator_again(
     wait_for(run_dir, lost_ranks=[0, 2], world_size=2, spare_ranks=[], ready=True)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
-    assert ", rank 3 in its place" in stderr
+    assert "; rank 3 has stepped in" in stderr
     assert assert_is_the_same_run(run_dir, undisturbed)["world_size"] == 2
 
 
