@@ -94,7 +94,7 @@ class Recovery:
             self._crew.drop_dead()
             if not self._crew.working:
                 raise NodeLostError("all ranks that trained have died; the job must go on from a checkpoint")
-            if all(self._all_come_through(phase) for phase in (self._find_each_other, self._prepare, self._finish)):
+            if all(self._all_come_through(phase) for phase in self._phases()):
                 self._crew.take_in(self.called)
                 return self._team
 
@@ -125,6 +125,11 @@ class Recovery:
         self._crew.communicator.revoke()
 
     # ---- the phases
+
+    def _phases(self) -> tuple[Callable[[], None], ...]:
+        """In those that make a communicator nothing else is done: who waits there for others cannot be told that they
+        have met an error before."""
+        return self._find_each_other, self._prepare, self._take, self._find_next_team, self._build
 
     def _find_each_other(self) -> None:
         """A communicator of those that are left of the team."""
@@ -165,30 +170,33 @@ class Recovery:
         pending = self._pending(base, step, positions)
         self._finishing = build_finishing_team(base, communicator, nodes, ranges, holdings, pending, verdict, step)
 
-    def _finish(self) -> None:
-        """Take the step if all are ready for that, and build the team that goes on, with spares if it lacks ranks."""
-        step = self._num_steps
+    def _take(self) -> None:
+        """Take the step if all are ready for that."""
         if self._finishing is not None:
             # From now on it is this team's journal that says how far everybody is.
             self._base, self._base_identities = self._finishing, self._crew.working
-            verdict = self._finishing.verdict
+            verdict, step = self._finishing.verdict, self._num_steps
             assert verdict is not None
             take(self._finishing.update, self._trained.plan, step, verdict)
-            self.result = result_of(verdict)
-            step += 1
+            self.result, self._num_steps = result_of(verdict), step + 1
+
+    def _find_next_team(self) -> None:
+        """A communicator of the team that goes on, with spares if it lacks ranks."""
         self.called = self._crew.called()
-        team = (*self._crew.working, *self.called)
-        communicator = self._crew.gather_next_team() if self.called else self._communicator
+        if self.called:
+            self._communicator = self._crew.gather_next_team()
+
+    def _build(self) -> None:
+        """The team that goes on."""
+        communicator, base = self._communicator, self._base
         if communicator is None:
             return
-        ranges = [] if self._base is None else self._nodes_left(self._base)[1]
+        step, ranges = self._num_steps, [] if base is None else self._nodes_left(base)[1]
         if self.called:
-            # Should it fail from here on, this is where the others wait.
-            self._communicator = communicator
-            step, ranges = msgspec.msgpack.decode(
-                communicator.allgather_bytes(msgspec.msgpack.encode((step, ranges)))[0], type=tuple[int, list[Bounds]]
-            )
-        nodes = self._crew.nodes_of(team)
+            # Rank 0 was in the team before.
+            told = communicator.allgather_bytes(msgspec.msgpack.encode((step, ranges)))[0]
+            step, ranges = msgspec.msgpack.decode(told, type=tuple[int, list[Bounds]])
+        nodes = self._crew.nodes_of((*self._crew.working, *self.called))
         self._team = build_team(self._trained, communicator, nodes, num_steps=step, ranges=ranges)
 
     # ---- who is left
