@@ -17,7 +17,7 @@ from ddp_bp.worker.failures import RankFailure
 
 def run_as_rank(
     world_size: int | None,
-    work: Callable[[Communicator], int],
+    work: Callable[[Communicator], int | None],
     *,
     supervised: bool,
     report: Callable[[int], None] = lambda _: None,
@@ -26,7 +26,8 @@ def run_as_rank(
 
     Args:
         world_size: refuse to run unless there are this many ranks.
-        work: on an error it raises on all ranks, as `together` does; one that only this rank meets ends the job.
+        work: gives None if this rank has nothing to say of how the job has ended. On an error it raises on all ranks,
+            as `together` does; one that only this rank meets ends the job.
         supervised: whether the process that started the launcher finds out by itself how the job ended.
         report: is told the exit code if it is for a reason of our own: not if ranks were lost.
 
@@ -47,8 +48,9 @@ def run_as_rank(
             raise
         return error.exit_code
     code, agreed, is_loss = _outcome(communicator, work)
-    if not is_loss:
+    if not is_loss and code is not None:
         report(code)
+    code = code or 0
     if not agreed and communicator.size > 1:
         # The other ranks do not know, and may be waiting for this one.
         communicator.abort(code)
@@ -58,8 +60,8 @@ def run_as_rank(
     return 0 if supervised and agreed else code
 
 
-def _outcome(communicator: Communicator, work: Callable[[Communicator], int]) -> tuple[int, bool, bool]:
-    """The exit code of the job, whether all ranks know of it, and whether it is for the loss of other ranks.
+def _outcome(communicator: Communicator, work: Callable[[Communicator], int | None]) -> tuple[int | None, bool, bool]:
+    """The exit code of the job, or None, whether all ranks know of it, and whether it is for the loss of other ranks.
 
     Shows the error if that is for this rank to do.
     """

@@ -119,7 +119,7 @@ def worker(
     )
 
 
-def _work(communicator: Communicator, invocation: Invocation, kernels: Kernels) -> int:
+def _work(communicator: Communicator, invocation: Invocation, kernels: Kernels) -> int | None:
     together(communicator, kernels.check)
     ranks_blas = gather_blas(communicator)
     with contextlib.ExitStack() as stack:
@@ -152,7 +152,7 @@ def _work(communicator: Communicator, invocation: Invocation, kernels: Kernels) 
             death=together(communicator, lambda: _own_death(communicator.rank, invocation.num_starts)),
         )
         code = run_worker(communicator, job, settings)
-        return code if first is None else first.conclude(code)
+        return code if first is None or code is None else first.conclude(code)
 
 
 def _own_death(rank: int, num_starts: int) -> Death | None:

@@ -186,13 +186,11 @@ class TrainingLoop:
         """Have those that have just joined stand where rank `root` stands. Collective."""
         own = b""
         if self._communicator.rank == root:
-            # So that all lines of the ledger have been handed in.
-            self._reporter.send("train", self._epoch(), self._scalars())
             own = msgspec.msgpack.encode(
                 Briefing(
                     self._progress,
                     self._ledger.chain_sha256,
-                    *self._reporter.unconfirmed,
+                    *self._reporter.unconfirmed(),
                     int(self._requests_agreed),
                     self._followed_up,
                     self._schedule_told_at,

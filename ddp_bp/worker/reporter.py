@@ -57,11 +57,16 @@ class Reporter:
             num_nonfinite_steps=self._num_skipped,
         )
         self._link.post(report)
-        if lines := self._ledger.take_lines():
-            records = LedgerRecords(0, lines, self._progress.step - 1, self._ledger.chain_sha256)
-            self._unconfirmed.append(records)
-            if self._rank == 0:
-                self._link.post(records)
+        if (records := self._new_records()) and self._rank == 0:
+            self._link.post(records)
+
+    def _new_records(self) -> LedgerRecords | None:
+        """The lines since the last call, which are now kept until they are durable."""
+        if not (lines := self._ledger.take_lines()):
+            return None
+        records = LedgerRecords(0, lines, self._progress.step - 1, self._ledger.chain_sha256)
+        self._unconfirmed.append(records)
+        return records
 
     def renumber(self, rank: int) -> None:
         """From now on this is rank `rank`. What a dead rank 0 may not have handed in, the new one does."""
@@ -76,9 +81,9 @@ class Reporter:
         while self._evaluations and self._evaluations[0].step <= step:
             self._evaluations.popleft()
 
-    @property
     def unconfirmed(self) -> tuple[list[LedgerRecords], list[Evaluation]]:
-        """What has been handed in and may not be durable yet."""
+        """What may not be durable yet."""
+        self._new_records()
         return list(self._unconfirmed), list(self._evaluations)
 
     def take_over(self, records: Sequence[LedgerRecords], evaluations: Sequence[Evaluation]) -> None:

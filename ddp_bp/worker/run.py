@@ -73,12 +73,13 @@ class RunSettings:
     death: Death | None = None
 
 
-def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> int:
+def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> int | None:
     """Train `job` as one rank of `communicator`. Collective.
 
     Returns:
         The exit code: 0 after the last step; after a stop (with a checkpoint) that of STOP_EXIT_CODES for signals, 0
-        where the launcher goes on with another number of ranks, and 1 where too few are left.
+        where the launcher goes on with another number of ranks, and 1 where too few are left. None on a spare that was
+        not needed.
 
     Raises:
         DdpError: on all ranks; only the rank that is to show it gets another class than RemoteError.
@@ -186,8 +187,10 @@ class _Run:
         evaluation = composed.evaluation
         return clock.last_lap, evaluation.num_chunks if evaluation else 0, composed.team.exchange.num_rounds
 
-    def to_the_end(self, release: Communicator | None) -> int:
-        """`release`: is revoked when the team has come to its end; None where there are no spares."""
+    def to_the_end(self, release: Communicator | None) -> int | None:
+        """The exit code, or None on a spare that was not needed.
+
+        `release`: is revoked when the team has come to its end; None where there are no spares."""
         # What is not finite is found by the step itself, which says where; NumPy's warnings would come first.
         grace_seconds = self._job.recipe.fault.grace_seconds
         started_with, outcome = self._communicator, None
@@ -196,7 +199,7 @@ class _Run:
                 if self._composed is None:
                     assert release is not None
                     if not self._wait_until_needed(release):
-                        return 0
+                        return None
                     self._go_on()
                     continue
                 try:
@@ -267,14 +270,14 @@ class _Run:
                 return
             self._composed, self._communicator = around(team, self._job), team.communicator
             left_behind.close()
-            size, spares = self._communicator.size, list(crew.waiting)
-            self._link.announce(Membership(self._generation, self.rank, size, lost, spares))
             # Another death, in the middle of this, makes those that are left begin anew.
             with contextlib.suppress(PeerLostError):
                 self._loop.go_on(self._equipment(self._composed), recovery.result)
                 stands = True
-            self._ledger.membership, self._ledger.world_size = self._generation, size
-            self._reporter.renumber(self.rank)
+        size, spares = self._communicator.size, list(crew.waiting)
+        self._link.announce(Membership(self._generation, self.rank, size, lost, spares))
+        self._ledger.membership, self._ledger.world_size = self._generation, size
+        self._reporter.renumber(self.rank)
         if too_few := self._communicator.size < self._min_workers:
             self._loop.request_stop("too_few")
         if self.rank == 0:

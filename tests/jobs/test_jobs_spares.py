@@ -90,6 +90,18 @@ def test_all_of_the_team_but_one_die_at_once_and_so_does_the_next_one(
     assert assert_is_the_same_run(run_dir, undisturbed)["world_size"] == 1
 
 
+def test_where_nobody_is_left_who_has_trained_all_start_again(
+    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, "--set", "fault.spares=1"))
+    kill(wait_for_step(run_dir, 20), 0, 1)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert stderr.count("all ranks that trained have died") == 1 and "ddp-bp: restart 1 of 3" in stderr
+    assert assert_is_the_same_run(run_dir, undisturbed)["resumed_from_step"] >= 14
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
