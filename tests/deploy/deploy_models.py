@@ -10,22 +10,24 @@ from ddp_bp import nn
 
 
 class Straggling(nn.Module):
-    def __init__(self, width: int, num_outputs: int, slow_rank: int, hang: str) -> None:
+    def __init__(self, width: int, num_outputs: int, slow_rank: int, hang: str, pause_seconds: float) -> None:
         super().__init__()
         self.layer = nn.Linear(width, num_outputs)
         self.is_slow = os.environ.get("OMPI_COMM_WORLD_RANK") == str(slow_rank)
         self.hang = Path(hang)
+        self.pause_seconds = 5 * pause_seconds if self.is_slow else pause_seconds
 
     def forward(self, x):
         if self.training:
-            time.sleep(0.05 if self.is_slow else 0.01)
+            time.sleep(self.pause_seconds)
             while self.is_slow and self.hang.exists():
                 time.sleep(0.05)
         return self.layer(x)
 
 
-def straggling(input_shape, num_outputs, slow_rank: int = 1, hang: str = "/nonexistent"):
-    return Straggling(input_shape[0], num_outputs, slow_rank, hang)
+def straggling(input_shape, num_outputs, slow_rank: int = 1, hang: str = "/nonexistent", pause_seconds: float = 0.01):
+    """On the slow rank a step takes five pauses, and on others one."""
+    return Straggling(input_shape[0], num_outputs, slow_rank, hang, pause_seconds)
 
 
 def signing(input_shape, num_outputs, folder: str):

@@ -22,7 +22,7 @@ _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "shellcheck"
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL")
 
 # `high` takes nodes from `low`, whose jobs then have GraceTime seconds. A job that is queued again waits until its old
-# credentials are no longer valid, for which cred_expire is as short as it may be.
+# credentials are no longer valid, unless it is told otherwise; cred_expire is as short as it may be.
 _CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -106,6 +106,20 @@ class Slurm:
         line = self.run("scontrol", "--oneliner", "show", "job", number)
         return dict(word.split("=", 1) for word in line.split() if "=" in word)
 
+    def wait_for_restart(self, number: int | str, num_restarts: int) -> None:
+        """Until a job was queued again so many times, for whose next start Slurm then need not wait long."""
+
+        def queued_again() -> bool:
+            job = self.job(number)
+            # Before that, Slurm has yet to set when it may start.
+            is_settled = job["JobState"] != "PENDING" or job["Reason"] == "BeginTime"
+            return int(job["Restarts"]) == num_restarts and is_settled
+
+        wait_until(queued_again, f"restart {num_restarts} of job {number}")
+        # Credentials that are newer than the end of the last start will do, and Slurm counts in seconds. A job that has
+        # started in the meantime cannot be changed any more.
+        run_to_end(["scontrol", "update", f"JobId={number}", "StartTime=now+2"], 30, **self._environment)
+
     def wait_for_end(self, number: int | str, timeout_seconds: float = 60) -> Mapping[str, str]:
         """What is known of a job once it has ended and is not queued again."""
 
@@ -120,7 +134,7 @@ class Slurm:
         ports = [free_port() for _ in range(len(NODES) + 1)]
         host = socket.gethostname().split(".")[0]
         nodes = [
-            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=500"
+            f"NodeName={name} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=500"
             for name, port in zip(NODES, ports[1:], strict=True)
         ]
         for name in ("state", *(f"{kind}-{node}" for kind in ("spool", "tmp") for node in NODES)):
@@ -144,12 +158,12 @@ class Slurm:
         self._spawn("munged", "--foreground", "--force", *options)
         wait_until((self._folder / "munge.socket").exists, "munged", 10)
         self._spawn("slurmctld", "-D", "-i")
-        # Jobs know the nodes by name, as on a cluster.
+        # As on a cluster, a node has a name of its own, by which jobs reach it, and shares no memory with others.
         hosts = self._folder / "hosts"
         hosts.write_text(Path("/etc/hosts").read_text() + f"127.0.0.1 {' '.join(NODES)}\n")
-        known = f'mount --bind {hosts} /etc/hosts && exec "$@"'
+        apart = f'hostname $0 && mount --bind {hosts} /etc/hosts && mount -t tmpfs tmpfs /dev/shm && exec "$@"'
         for node in NODES:
-            self._spawn("unshare", "--mount", "sh", "-c", known, "sh", "slurmd", "-D", "-N", node)
+            self._spawn("unshare", "--mount", "--uts", "sh", "-c", apart, node, "slurmd", "-D", "-N", node)
         wait_until(lambda: self._has_ended() or self._num_idle_nodes() == len(NODES), "two idle nodes", 30)
         assert not self._has_ended(), "".join(log.read_text() for log in self._folder.glob("[1-9]-*.log"))
 
@@ -173,14 +187,15 @@ class Slurm:
                 daemon.wait(10)
         # Jobs and their steps outlive the daemons that started them, so that these can be renewed.
         mark = f"SLURM_CONF={self._config}".encode()
-        left = [process for process in psutil.process_iter() if mark in _environ(process)]
+        left = [process for process in psutil.process_iter() if mark in variables_of(process)]
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=10)
 
 
-def _environ(process: psutil.Process) -> list[bytes]:
+def variables_of(process: psutil.Process) -> list[bytes]:
+    """The environment that a process was started with; empty if it is gone."""
     try:
         return Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
     except OSError:
