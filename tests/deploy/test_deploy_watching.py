@@ -3,7 +3,6 @@ alert fires, and not before its cause is there."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ import pytest
 from expressions import ALERTS, DASHBOARDS, RULES, of_dashboard, of_rules
 from haste import in_haste
 from prometheus import Prometheus, free_port, prometheus, why_not
-from support import ddp_bp, end_tree, start, status_of, wait_for_step, wait_until
+from support import ddp_bp, end_tree, run_to_end, start, status_of, wait_for_step, wait_until
 
 pytestmark = [pytest.mark.mpi, pytest.mark.prometheus, pytest.mark.timeout(240)]
 
@@ -38,10 +37,11 @@ hang_seconds = 0
 
 
 class Scene:
-    """The job with the slow rank, a coordinator without ranks, and the Prometheus that watches both."""
+    """The job with the slow rank, two coordinators without ranks, and the Prometheus that watches them."""
 
-    def __init__(self, folder: Path, server: Prometheus, job: str, lonely: str) -> None:
-        self.folder, self.server, self.job, self.lonely = folder, server, job, lonely
+    def __init__(self, folder: Path, server: Prometheus, job: str, lonely: str, orderly: str) -> None:
+        self.folder, self.server = folder, server
+        self.job, self.lonely, self.orderly = job, lonely, orderly
 
     def status(self) -> dict[str, Any]:
         """Of the job with the slow rank; empty while its coordinator does not answer."""
@@ -69,11 +69,12 @@ def scene(tmp_path_factory: pytest.TempPathFactory):
     recipe = folder / "straggler.toml"
     recipe.write_text(RECIPE.replace("HANG", str(folder / "hang")))
     shutil.copy(Path(__file__).parent / "deploy_models.py", folder)
-    ports = {"job": free_port(), "lonely": free_port()}
     commands = {
-        "job": ddp_bp("train", recipe, "-n", 2, "--run-dir", folder / "job"),
-        "lonely": ddp_bp("coordinator", recipe, "-n", 2, "--run-dir", folder / "lonely"),
+        "job": ddp_bp("train", recipe, "-n", 2),
+        "lonely": ddp_bp("coordinator", recipe, "-n", 2),
+        "orderly": ddp_bp("coordinator", "digits", "-n", 1, "--linger", 2),
     }
+    ports = {name: free_port() for name in commands}
     (folder / "alerts.yml").write_text(in_haste(ALERTS.read_text()))
     shutil.copy(RULES, folder / "rules.yml")
     targets = [f"127.0.0.1:{port}" for port in ports.values()]
@@ -83,34 +84,43 @@ def scene(tmp_path_factory: pytest.TempPathFactory):
         f"scrape_configs: [{{ job_name: ddp_bp, static_configs: [{{ targets: {targets} }}] }}]\n"
     )
     started = []
-    try:
-        for name, command in commands.items():
-            started.append(start([*command, "--set", f"coordinator.http_port={ports[name]}"]))
-        wait_for_step(folder / "job", 1)
-        wait_until(lambda: status_of(folder / "lonely"), "the coordinator without ranks")
-        with prometheus(folder, config) as server:
+    # Prometheus looks for the first time 5 s after its start.
+    with prometheus(folder, config) as server:
+        try:
+            for name, command in commands.items():
+                where = ["--run-dir", folder / name, "--set", f"coordinator.http_port={ports[name]}"]
+                started.append(start([*command, *where]))
+            wait_for_step(folder / "job", 1)
+            for name in ("lonely", "orderly"):
+                wait_until(lambda name=name: status_of(folder / name), f"the coordinator {name}")
             yield Scene(folder, server, *targets)
-    finally:
-        for process in started:
-            end_tree(process)
-            for stream in (process.stdout, process.stderr):
-                stream.close()
+        finally:
+            for process in started:
+                end_tree(process)
+                for stream in (process.stdout, process.stderr):
+                    stream.close()
 
 
-def test_every_panel_has_data(scene: Scene) -> None:
+def wait_for_every_panel(server: Prometheus) -> None:
+    """Until each query of each panel, and each recorded rule, gives data."""
     waiting = {
         f"{path.stem}: {panel}": query for path in DASHBOARDS for panel, query in of_dashboard(path).items()
     } | of_rules(RULES)
     assert len(waiting) > 60
     deadline = time.monotonic() + 60
     while waiting and time.monotonic() < deadline:
-        waiting = {panel: query for panel, query in waiting.items() if not scene.server.query(query)}
+        waiting = {panel: query for panel, query in waiting.items() if not server.query(query)}
         time.sleep(0.2)
     assert not waiting
 
 
+def test_every_panel_has_data(scene: Scene) -> None:
+    wait_for_every_panel(scene.server)
+
+
 def test_only_the_slow_rank_is_called_a_straggler(scene: Scene) -> None:
-    scene.wait_for_alerts(("DdpBpStraggler", scene.job), ("DdpBpRanksMissing", scene.lonely))
+    without_ranks = [("DdpBpRanksMissing", instance) for instance in (scene.lonely, scene.orderly)]
+    scene.wait_for_alerts(("DdpBpStraggler", scene.job), *without_ranks)
     ranks = [row["metric"]["rank"] for row in scene.server.query('ALERTS{alertname="DdpBpStraggler"}')]
     assert ranks == ["1"]
 
@@ -169,6 +179,8 @@ def test_ranks_that_die_again_and_again_are_noticed(scene: Scene) -> None:
         assert alert not in scene.server.alerts()
         os.kill(max(rank["pid"] for rank in status["ranks"] if rank["connected"]), signal.SIGKILL)
     wait_until(lambda: alert in scene.server.alerts(), "that ranks die again and again")
+    wait_until(lambda: has_gone_on(3), "going on after 3 deaths")
+    wait_for_every_panel(scene.server)
 
 
 def test_a_coordinator_that_is_killed_is_noticed(scene: Scene) -> None:
@@ -177,33 +189,17 @@ def test_a_coordinator_that_is_killed_is_noticed(scene: Scene) -> None:
     wait_until(lambda: ("DdpBpCoordinatorDown", scene.lonely) in scene.server.alerts(), "DdpBpCoordinatorDown", 20)
 
 
-def test_a_coordinator_that_ends_in_good_order_is_not(tmp_path: Path) -> None:
-    if reason := why_not():
-        pytest.skip(reason)
-    port = free_port()
-    shutil.copy(RULES, tmp_path / "rules.yml")
-    (tmp_path / "alerts.yml").write_text(in_haste(ALERTS.read_text()))
-    config = (
-        "global: { scrape_interval: 250ms, evaluation_interval: 250ms }\n"
-        "rule_files: [rules.yml, alerts.yml]\n"
-        f"scrape_configs: [{{ job_name: ddp_bp, static_configs: [{{ targets: ['127.0.0.1:{port}'] }}] }}]\n"
-    )
-    coordinator = ddp_bp("coordinator", "digits", "-n", 1, "--run-dir", tmp_path / "run", "--linger", 2)
-    running = start([*coordinator, "--set", f"coordinator.http_port={port}"])
-    with contextlib.ExitStack() as stack:
-        stack.callback(running.stdout.close)
-        stack.callback(running.stderr.close)
-        stack.callback(end_tree, running)
-        wait_until(lambda: status_of(tmp_path / "run"), "the coordinator")
-        server = stack.enter_context(prometheus(tmp_path, config))
-        wait_until(lambda: server.query("up == 1"), "Prometheus to look for the first time")
-        address = json.loads((tmp_path / "run/coordinator.json").read_bytes())["address"]
-        worker = ddp_bp("worker", "digits", "--run-dir", tmp_path / "run", "--coordinator", address)
-        training = start([*worker, "--set", "train.epochs=1"])
-        stack.callback(training.stdout.close)
-        stack.callback(training.stderr.close)
-        stack.callback(end_tree, training)
-        assert training.wait(60) == 0
-        assert running.wait(20) == 0
-        wait_until(lambda: server.query("up == 0"), "Prometheus to see that it is gone")
-        assert server.alerts() == set()
+def test_every_alert_has_fired_by_now(scene: Scene) -> None:
+    fired = scene.server.query('count by (alertname) (count_over_time(ALERTS{alertstate="firing"}[1h]))')
+    assert {row["metric"]["alertname"] for row in fired} == set(of_rules(ALERTS))
+
+
+def test_a_coordinator_that_ends_in_good_order_is_not(scene: Scene) -> None:
+    run_dir = scene.folder / "orderly"
+    address = json.loads((run_dir / "coordinator.json").read_bytes())["address"]
+    worker = ddp_bp("worker", "digits", "--run-dir", run_dir, "--coordinator", address, "--set", "train.epochs=1")
+    result = run_to_end(worker, 60)
+    assert result.returncode == 0, result.stderr
+    is_gone = f'up{{instance="{scene.orderly}"}} == 0'
+    wait_until(lambda: scene.server.query(is_gone), "Prometheus to see that it is gone")
+    assert [alert for alert, instance in scene.server.alerts() if instance == scene.orderly] == []
