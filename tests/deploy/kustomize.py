@@ -1,4 +1,5 @@
-"""What `kubectl kustomize` makes of a folder, for what deploy/kubernetes uses of it: resources, namespace, images.
+"""What `kubectl kustomize` makes of a folder, for what deploy/kubernetes uses of it: resources, patches, namespace,
+images.
 
 Anything else in a kustomization is an error here, so that a test cannot pass over it.
 """
@@ -12,7 +13,7 @@ import yaml
 
 Manifest = dict[str, Any]
 
-_KEYS = {"apiVersion", "kind", "namespace", "resources", "images"}
+_KEYS = {"apiVersion", "kind", "namespace", "resources", "patches", "images"}
 
 
 def expand(folder: Path) -> list[Manifest]:
@@ -23,12 +24,31 @@ def expand(folder: Path) -> list[Manifest]:
     for resource in kustomization["resources"]:
         path = folder / resource
         manifests += expand(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text()))
+    for patch in kustomization.get("patches", []):
+        change = yaml.safe_load(patch["patch"])
+        (changed,) = (index for index, manifest in enumerate(manifests) if _identity(manifest) == _identity(change))
+        manifests[changed] = _merged(manifests[changed], change)
     for manifest in manifests:
         if "namespace" in kustomization:
             manifest["metadata"]["namespace"] = kustomization["namespace"]
         for image in kustomization.get("images", []):
             _set_image(manifest, image["name"], f"{image['newName']}:{image['newTag']}")
     return manifests
+
+
+def _identity(manifest: Manifest) -> tuple[str, str, str]:
+    return manifest["apiVersion"], manifest["kind"], manifest["metadata"]["name"]
+
+
+def _merged(value: Any, change: Any) -> Any:
+    """A strategic merge: objects field by field, and the members of lists by their names."""
+    if isinstance(change, dict):
+        return {**value, **{key: _merged(value[key], part) if key in value else part for key, part in change.items()}}
+    if isinstance(change, list):
+        changes = {part["name"]: part for part in change}
+        assert set(changes) <= {part["name"] for part in value}, "only members that are there can be changed here"
+        return [_merged(part, changes.get(part["name"], {})) for part in value]
+    return change
 
 
 def _set_image(node: Any, name: str, new: str) -> None:

@@ -56,19 +56,19 @@ def templates_in(value: Any, schema: dict[str, Any]) -> Iterator[Manifest]:
 
 
 def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """The pod templates of an overlay by their component: launcher and worker."""
-    found = {}
+    """The pod templates of an overlay by their component: launcher, worker and coordinator."""
+    templates = [of_kind(manifests, "Deployment")["spec"]["template"]]
     for manifest in manifests:
-        for template in templates_in(manifest, schema_of(manifest) or {}):
-            found[template["metadata"]["labels"]["app.kubernetes.io/component"]] = template
-    assert set(found) == {"launcher", "worker"}
+        templates += templates_in(manifest, schema_of(manifest) or {})
+    found = {template["metadata"]["labels"]["app.kubernetes.io/component"]: template for template in templates}
+    assert set(found) == {"launcher", "worker", "coordinator"} and len(templates) == len(found)
     return found
 
 
 @pytest.mark.parametrize("version", ["1.31.0", "1.37.0"])
 def test_every_manifest_is_right_by_the_schemas(overlay: str, version: str) -> None:
     manifests = expand(KUBERNETES / overlay)
-    for manifest in manifests:
+    for manifest in [*manifests, *expand(KUBERNETES / "monitoring")]:
         schema = schema_of(manifest)
         if schema is None:
             kubernetes_validate.validate(manifest, version, strict=True)
@@ -79,7 +79,8 @@ def test_every_manifest_is_right_by_the_schemas(overlay: str, version: str) -> N
         kubernetes_validate.validate(
             {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}, version, strict=True
         )
-    assert {"Service", "NetworkPolicy", "PersistentVolumeClaim"} <= {manifest["kind"] for manifest in manifests}
+    kinds = {manifest["kind"] for manifest in manifests}
+    assert {"Deployment", "Service", "NetworkPolicy", "PersistentVolumeClaim"} <= kinds
 
 
 def test_the_schemas_find_a_field_that_does_not_exist(overlay: str) -> None:
@@ -118,10 +119,11 @@ def test_pods_have_no_rights_that_they_do_not_need(overlay: str) -> None:
         assert "memory" in container["resources"]["limits"]
         # Where the root file system cannot be written, these must be.
         writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
-        assert writable == {"/runs", "/tmp", "/cache", "/dev/shm"}
-        probes = ["livenessProbe", "readinessProbe", *(["startupProbe"] if component == "launcher" else [])]
+        assert writable == {"/runs", "/tmp", "/cache", *(["/dev/shm"] if component != "coordinator" else [])}
+        if component == "launcher":
+            continue  # It serves nothing, and ends with its job.
         ports = {port["name"] for port in container["ports"]}
-        for probe in probes:
+        for probe in ("livenessProbe", "readinessProbe"):
             action = container[probe].get("httpGet") or container[probe]["tcpSocket"]
             assert action["port"] in ports
 
@@ -141,16 +143,26 @@ def test_all_parts_name_each_other_rightly(overlay: str) -> None:
         assert {mount["name"] for mount in spec["containers"][0]["volumeMounts"]} == {
             v["name"] for v in spec["volumes"]
         }
-    service, policy = of_kind(manifests, "Service"), of_kind(manifests, "NetworkPolicy")
+    policy = of_kind(manifests, "NetworkPolicy")
+    for template in templates.values():
+        assert policy["spec"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    coordinator = templates["coordinator"]
+    ports = {port["name"] for port in coordinator["spec"]["containers"][0]["ports"]}
+    services = {manifest["metadata"]["name"]: manifest for manifest in manifests if manifest["kind"] == "Service"}
+    for service in services.values():
+        assert service["spec"]["selector"].items() <= coordinator["metadata"]["labels"].items()
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+    assert coordinator["spec"]["hostname"] in services
     (monitor,) = expand(KUBERNETES / "monitoring")
-    launcher = templates["launcher"]["metadata"]["labels"]
-    assert service["spec"]["selector"].items() <= launcher.items()
-    assert policy["spec"]["podSelector"]["matchLabels"].items() <= launcher.items()
-    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    assert monitor["metadata"]["namespace"] == service["metadata"]["namespace"]
-    assert [endpoint["port"] for endpoint in monitor["spec"]["endpoints"]] == [
-        port["name"] for port in service["spec"]["ports"]
+    (endpoint,) = monitor["spec"]["endpoints"]
+    watched = [
+        name
+        for name, service in services.items()
+        if monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+        and monitor["metadata"]["namespace"] == service["metadata"]["namespace"]
+        and endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
     ]
+    assert watched == ["ddp-bp"]
 
 
 def test_there_are_as_many_ranks_as_the_workers_have_slots(overlay: str) -> None:
@@ -160,17 +172,23 @@ def test_there_are_as_many_ranks_as_the_workers_have_slots(overlay: str) -> None
     if overlay == "mpi-operator":
         spec = of_kind(manifests, "MPIJob")["spec"]
         assert num_ranks == spec["slotsPerWorker"] * spec["mpiReplicaSpecs"]["Worker"]["replicas"]
-        keys = spec["sshAuthMountPath"]
+        keys, secret = spec["sshAuthMountPath"], "ddp-bp-ssh"
     else:
         job, runtime = of_kind(manifests, "TrainJob")["spec"], of_kind(manifests, "TrainingRuntime")["spec"]
         assert job["runtimeRef"] == {"kind": "TrainingRuntime", "name": "ddp-bp"}
         mpi = runtime["mlPolicy"]["mpi"]
         for policy in (job["trainer"], {**runtime["mlPolicy"], **mpi}):
             assert num_ranks == policy["numNodes"] * policy["numProcPerNode"]
-        keys = mpi["sshAuthMountPath"]
+        keys, secret = mpi["sshAuthMountPath"], "ddp-bp-mpi-ssh-auth"
     configs = next(m for m in manifests if m["metadata"]["name"] == "ddp-bp-ssh")["data"]
     assert f"IdentityFile {keys}/id_rsa" in configs["ssh_config"]
     assert f"AuthorizedKeysFile {keys}/authorized_keys" in configs["sshd_config"]
+    # By these names the operators keep the keys of a job `ddp-bp`.
+    coordinator = pods(manifests)["coordinator"]["spec"]
+    (mount,) = (m for m in coordinator["containers"][0]["volumeMounts"] if m["name"] == "keys")
+    (volume,) = (v["secret"] for v in coordinator["volumes"] if v["name"] == "keys")
+    assert (mount["mountPath"], volume["secretName"]) == (keys, secret)
+    assert {item["path"] for item in volume["items"]} == {"id_rsa", "id_rsa.pub", "authorized_keys"}
 
 
 def test_the_command_and_the_recipe_are_ones_that_ddp_bp_takes(overlay: str, tmp_path: Path) -> None:
@@ -180,7 +198,8 @@ def test_the_command_and_the_recipe_are_ones_that_ddp_bp_takes(overlay: str, tmp
     assert tomllib.loads(recipe)["data"]["name"] == "digits"
     container = pods(manifests)["launcher"]["spec"]["containers"][0]
     assert container["command"] == ["ddp-bp", "train"]
-    context = train.make_context("train", [argument.replace("$(POD_IP)", "10.0.0.1") for argument in container["args"]])
+    context = train.make_context("train", list(container["args"]))
     loaded, _ = load_recipe(str(tmp_path / "recipe.toml"), context.params["overrides"])
-    assert (loaded.coordinator.host, loaded.coordinator.http_port) == ("10.0.0.1", 9464)
-    assert any(port["containerPort"] == loaded.coordinator.http_port for port in container["ports"])
+    coordinator = pods(manifests)["coordinator"]["spec"]
+    assert context.params["coordinator_shell"][-1] == loaded.coordinator.host == coordinator["hostname"]
+    assert {"name": "http", "containerPort": loaded.coordinator.http_port} in coordinator["containers"][0]["ports"]

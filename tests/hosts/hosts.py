@@ -41,7 +41,9 @@ def why_not() -> str | None:
 class Hosts:
     """Hosts with addresses 10.77.X.11, 10.77.X.12, ...; they end with the block."""
 
-    def __init__(self, count: int, folder: Path) -> None:
+    def __init__(self, count: int, folder: Path, *, have_servers: bool = True) -> None:
+        """`have_servers`: whether each has an sshd from the start."""
+        self._have_servers = have_servers
         self.names = [f"ddp{_OWN}h{number}" for number in range(1, count + 1)]
         self.addresses = [f"{NETWORK}.{10 + number}" for number in range(1, count + 1)]
         self._folder = folder
@@ -172,7 +174,8 @@ class Hosts:
                 ("ip", "link", "set", "eth0", "up"),
             ):
                 _run("ip", "netns", "exec", name, *command)
-            self._start_sshd(name)
+            if self._have_servers:
+                self._start_sshd(name)
 
     def _ssh_options(self) -> list[str]:
         options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
