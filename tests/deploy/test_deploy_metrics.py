@@ -84,16 +84,16 @@ def test_panels_do_not_overlap_and_say_what_they_show(path: Path) -> None:
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
-def test_every_alert_has_a_paragraph_in_the_runbook() -> None:
+def test_every_alert_has_a_paragraph_in_the_readme() -> None:
     import yaml
 
-    runbook = (DEPLOY / "prometheus/RUNBOOK.md").read_text()
-    paragraphs = dict(re.findall(r"^## (\w+)\n\n(.+?)(?=\n\n##|\Z)", runbook, flags=re.MULTILINE | re.DOTALL))
+    readme = (DEPLOY.parent / "README.md").read_text()
+    paragraphs = dict(re.findall(r"^### (DdpBp\w+)\n\n(.+?)(?=\n\n##)", readme, flags=re.MULTILINE | re.DOTALL))
     alerts = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
     assert list(paragraphs) == [alert["alert"] for alert in alerts]
     for alert in alerts:
         assert len(paragraphs[alert["alert"]]) > 200
-        assert alert["annotations"]["runbook"] == f"deploy/prometheus/RUNBOOK.md#{alert['alert'].lower()}"
+        assert alert["annotations"]["runbook"] == f"README.md#{alert['alert'].lower()}"
 
 
 def test_alerts_in_haste_differ_in_their_times_alone() -> None:
