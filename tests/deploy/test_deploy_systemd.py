@@ -7,10 +7,14 @@ import signal
 import string
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY, end_tree, start, status_of, wait_until
+from prometheus import free_port
+from support import REPOSITORY, ddp_bp, status_of, summary_of, wait_for_step, wait_until
+
+Start = Callable[..., subprocess.Popen[str]]
 
 UNITS = REPOSITORY / "deploy" / "systemd"
 UNIT = UNITS / "ddp-bp-coordinator@.service"
@@ -46,25 +50,45 @@ def test_the_service_can_do_little_else(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout
 
 
-def test_its_command_starts_a_coordinator_that_ends_when_it_is_told_to(tmp_path: Path) -> None:
+def command_of(run_dir: Path, **settings: object) -> list[str]:
+    """The command of the unit for the job of example.env, with other settings, and in the test's own folder."""
     lines = UNIT.read_text().replace("\\\n", " ").splitlines()
     (command,) = (line.removeprefix("ExecStart=") for line in lines if line.startswith("ExecStart="))
-    settings = dict(
-        line.split("=", 1) for line in (UNITS / "example.env").read_text().splitlines() if line and line[0] != "#"
-    )
-    # Any free port, and nobody to wait for.
-    settings |= {"PORT": "0", "HTTP_PORT": "0", "LINGER_SECONDS": "0"}
-    words = string.Template(command.replace("/var/lib/ddp-bp/%i", str(tmp_path / "run"))).substitute(settings).split()
+    known = dict(line.split("=", 1) for line in (UNITS / "example.env").read_text().splitlines() if line[:1] not in "#")
+    command = command.replace("/var/lib/ddp-bp/%i", str(run_dir))
+    words = string.Template(command).substitute(known | {"LINGER_SECONDS": 0} | settings).split()
     assert words[0] == PROGRAM
-    process = start([sys.executable, "-m", "ddp_bp", *words[1:]])
-    try:
-        status = wait_until(lambda: status_of(tmp_path / "run"), "the coordinator", 30)
-        assert (status["recipe"], status["world_size"], status["state"]) == ("digits", 2, "waiting")
-        process.send_signal(signal.SIGTERM)
-        assert "no rank is here yet" in process.stderr.readline()
-        process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=20)
-    finally:
-        end_tree(process)
+    return [sys.executable, "-m", "ddp_bp", *words[1:]]
+
+
+def test_its_command_starts_a_coordinator_that_ends_when_it_is_told_to(start_command: Start, tmp_path: Path) -> None:
+    process = start_command(command_of(tmp_path / "run", PORT=0, HTTP_PORT=0))
+    status = wait_until(lambda: status_of(tmp_path / "run"), "the coordinator", 30)
+    assert (status["recipe"], status["world_size"], status["state"]) == ("digits", 2, "waiting")
+    process.send_signal(signal.SIGTERM)
+    assert "no rank is here yet" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=20)
     assert "Traceback" not in stderr
     assert not (tmp_path / "run" / "coordinator.json").exists()
+
+
+@pytest.mark.mpi
+def test_when_it_is_killed_and_started_again_ranks_go_on(start_command: Start, tmp_path: Path) -> None:
+    assert "\nRestart=on-failure\n" in UNIT.read_text()
+    run_dir, port = tmp_path / "run", free_port()
+    command = command_of(run_dir, WORKERS=1, PORT=port, HTTP_PORT=free_port())
+    killed = start_command(command)
+    wait_until(lambda: status_of(run_dir), "the coordinator", 30)
+    rank = ddp_bp("worker", "digits", "--run-dir", run_dir, "--coordinator", f"tcp://127.0.0.1:{port}")
+    training = start_command([*rank, "--set", "train.epochs=40"])
+    step = wait_for_step(run_dir, 20)["step"]
+    killed.kill()
+    killed.wait(10)
+    coordinator = start_command(command)
+    wait_for_step(run_dir, step + 1)
+    _, stderr = training.communicate(timeout=60)
+    assert training.returncode == 0, stderr
+    assert coordinator.wait(20) == 0
+    summary = summary_of(run_dir)
+    assert (summary["epochs"], summary["recoveries"], summary["resumed_from_step"]) == (40, 0, None)
