@@ -130,7 +130,7 @@ class EvictionDesk:
 
     def _is_overdue(self, one: Suspicion) -> bool:
         if one.reason == "silent":
-            # Of ranks that are silent all together, it is the coordinator that may be cut off.
+            # Of ranks that are silent all together it is the coordinator that may be cut off, unless some have ended.
             return 0 < self._config.silence_seconds <= one.seconds and one.all_wait
         return 0 < self._config.hang_seconds <= one.seconds
 

@@ -25,7 +25,8 @@ STEPS_BEFORE_STUCK: Final = 3.0
 @dataclass(frozen=True, slots=True)
 class Suspicion:
     """`rank` is the number at the start. `seconds`: for how long it has been so. `all_wait`: whether all ranks that are
-    heard of wait for others, or nobody ever waits for it."""
+    heard of wait for others, or nobody ever waits for it; where none is heard of, whether this one holds up the job
+    although others have ended."""
 
     rank: int
     member: Member
@@ -57,8 +58,19 @@ def suspicions(
     waiting = [rank for rank, member in awake if _phase(member) == WAITING]
     all_wait = bool(awake) and len(waiting) == len(awake)
     if silent:
-        # Nobody waits for a spare before it is needed, and then it must be there.
-        return [Suspicion(rank, member, "silent", heard[rank], all_wait or rank in spares) for rank, member in silent]
+        # A process that ends closes its connection; one that is stopped, or cut off, seems to have it still.
+        have_ended = not awake and any(not member.connected for rank, member in silent if rank not in spares)
+        # And nobody waits for a spare before it is needed, and then it must be there.
+        return [
+            Suspicion(
+                rank,
+                member,
+                "silent",
+                heard[rank],
+                all_wait or rank in spares or (have_ended and member.connected),
+            )
+            for rank, member in silent
+        ]
     if not waiting or any(_phase(member) not in (WAITING, *WORKING) for _, member in awake):
         return []
     seconds = min(idle_seconds(member, now, here_since) for _, member in awake)

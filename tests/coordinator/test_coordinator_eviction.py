@@ -193,6 +193,16 @@ def test_when_all_are_silent_it_is_the_coordinator_that_is_cut_off(ranks: Ranks)
     assert len(ranks.named()) == 3
 
 
+def test_a_stopped_rank_is_evicted_when_all_others_have_ended_and_nobody_is_left_to_wait_for_it(ranks: Ranks) -> None:
+    ranks.live(0.5)
+    ranks.doing.clear()
+    for identity in (b"0", b"2"):
+        ranks.event(e.Disconnected(identity))
+    assert kills(ranks.live(29)) == []
+    assert [kill.rank for kill in kills(ranks.live(3))] == [1], "and not those that have ended"
+    assert ranks.coordinator.evictions.num_evictions == {"silent": 1}
+
+
 def test_a_rank_that_is_back_at_the_last_moment_stays(ranks: Ranks) -> None:
     ranks.do(r0="waiting", r2="waiting")
     del ranks.doing[1]

@@ -63,6 +63,26 @@ def test_a_stopped_rank_is_named_within_2_s_and_evicted_and_costs_no_bit(
     assert processes_of(run_dir) == []
 
 
+@pytest.mark.ulfm
+def test_a_stopped_rank_is_evicted_also_when_all_others_have_been_killed(
+    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--run-dir", run_dir, "--set", "fault.silence_seconds=2"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 3, *options))
+    pids = [row["pid"] for row in wait_for_step(run_dir, 10)["ranks"]]
+    os.kill(pids[1], signal.SIGSTOP)
+    for pid in (pids[0], pids[2]):
+        os.kill(pid, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "ddp-bp: restart 1 of 3: rank 1 was evicted: silent for 2 s; going on from step " in stderr
+    assert [fault["done"] for fault in faults_of(run_dir)] == [{"1": "killed"}]
+    summary = summary_of(run_dir)
+    assert summary["world_size"] == 3
+    assert_same(summary, undisturbed)
+
+
 def test_a_rank_that_hangs_is_shown_to_the_line_and_evicted_and_costs_no_bit(
     start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict
 ) -> None:
