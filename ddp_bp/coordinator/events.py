@@ -174,6 +174,11 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Remember:
+    """Write down what a coordinator that takes the place of this one has to know, before anything else is done."""
+
+
+@dataclass(frozen=True, slots=True)
 class WriteCheckpoint:
     """Write a checkpoint, durable and after the ledger lines appended before, then clear away older ones.
 
@@ -209,4 +214,4 @@ class Exit:
 
 
 DiskInstruction = AppendLedger | AppendMetrics | AppendFault | WriteCheckpoint | WriteSummary
-Instruction = Send | Kill | DiskInstruction | Log | Exit
+Instruction = Send | Kill | Remember | DiskInstruction | Log | Exit

@@ -19,6 +19,7 @@ from ddp_bp.coordinator.checkpoints import DURATION_BUCKETS_SECONDS, CheckpointR
 from ddp_bp.coordinator.events import DiskJob
 from ddp_bp.coordinator.progress import Sums
 from ddp_bp.coordinator.suspicion import Reason
+from ddp_bp.wire.messages import Hello
 
 if TYPE_CHECKING:
     from ddp_bp.coordinator.state import Coordinator
@@ -39,6 +40,15 @@ class CheckpointSums(msgspec.Struct, frozen=True):
     duration_sum_seconds: float = 0.0
 
 
+class KnownRank(msgspec.Struct, frozen=True):
+    """A rank that has joined, and what it calls itself since the membership `epoch`. `left`: it said goodbye."""
+
+    hello: Hello
+    rank: int
+    epoch: int
+    left: bool
+
+
 class Memory(msgspec.Struct, frozen=True):
     """What is kept. `run_id` names the start that it is of."""
 
@@ -54,6 +64,8 @@ class Memory(msgspec.Struct, frozen=True):
     lost_ranks: tuple[int, ...]
     spare_ranks: tuple[int, ...]
     num_evictions: dict[Reason, int]
+    wanted_world_size: int | None = None
+    ranks: list[KnownRank] = []
 
 
 def memory_of(coordinator: Coordinator) -> Memory:
@@ -72,6 +84,8 @@ def memory_of(coordinator: Coordinator) -> Memory:
         coordinator.roster.lost,
         coordinator.roster.spares,
         dict(coordinator.evictions.num_evictions),
+        coordinator.scaling.wanted,
+        [KnownRank(member.hello, member.rank, member.epoch, member.left) for _, member in coordinator.roster],
     )
 
 
@@ -84,6 +98,9 @@ def recall(coordinator: Coordinator, memory: Memory) -> None:
     else:
         roster = coordinator.roster
         roster.epoch, roster.lost, roster.spares = memory.membership_epoch, memory.lost_ranks, memory.spare_ranks
+        coordinator.scaling.wanted = memory.wanted_world_size
+        for known in memory.ranks:
+            roster.recall(known.hello, known.rank, known.epoch, known.left, coordinator.started_at)
     coordinator.progress.count_on(sums)
     _take_in(record, memory.checkpoints)
     coordinator.num_messages = Counter(memory.num_messages)

@@ -21,6 +21,7 @@ ALIVE_SECONDS: Final = 5.0
 class Member:
     """A rank, as far as it is known. Times are those of the state machine's clock, in seconds.
 
+    identity    names its connection; empty: only a coordinator before this one has met it
     connected   its connection stands, as far as is known, and it has not said goodbye
     left        it said goodbye
     rank        what it calls itself since the membership `epoch`
@@ -41,6 +42,10 @@ class Member:
     position_at: float = 0.0
     report_at: float | None = None
     step_at: float | None = None
+
+    @property
+    def has_joined(self) -> bool:
+        return bool(self.identity)
 
     def heard(self, now: float) -> None:
         """Something came from it, so it is there."""
@@ -129,6 +134,10 @@ class Roster:
         self._ranks[identity] = hello.rank
         return member
 
+    def recall(self, hello: Hello, rank: int, epoch: int, left: bool, now: float) -> None:
+        """Expect a rank that a coordinator before this one has met; it may be stopped, and never come back."""
+        self._members[hello.rank] = Member(hello, b"", now, rank, epoch, connected=False, left=left)
+
     def announce(self, member: Member, message: Membership) -> bool | None:
         """A rank says in which membership it goes on. True: the first one to say so, and the lost ones are forgotten;
         False: another one of it, or of one that is over; None, and no change: it does not fit what others have said.
@@ -205,11 +214,11 @@ class Roster:
     @property
     def num_joined(self) -> int:
         """How many ranks have joined at some time."""
-        return len(self._members)
+        return sum(member.has_joined for member in self._members.values())
 
     @property
     def all_joined(self) -> bool:
-        """Whether nobody is missing; a spare that is not here will not be missed."""
+        """Whether nobody is missing that has not met this coordinator or one before it; a spare will not be missed."""
         return len(self.working()) == self.world_size
 
     @property
@@ -220,7 +229,7 @@ class Roster:
     @property
     def heard_at(self) -> float | None:
         """When any rank was last heard of."""
-        return max((member.heard_at for member in self._members.values()), default=None)
+        return max((member.heard_at for member in self._members.values() if member.has_joined), default=None)
 
     @property
     def shards(self) -> int | None:

@@ -248,6 +248,8 @@ class _Server:
                     return [e.Disconnected(identity)]
             case e.Kill(rank, pid, process):
                 return [e.Killed(rank, kill_process(pid, process))]
+            case e.Remember():
+                await self._remember()
             case e.Log(level, text):
                 _LOG.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
             case e.Exit(code):

@@ -19,6 +19,7 @@ from ddp_bp.coordinator.lifecycle import ENDED, Signal, State, advance
 from ddp_bp.coordinator.progress import Progress
 from ddp_bp.coordinator.records import evaluation_record, report_record
 from ddp_bp.coordinator.roster import Member, Roster
+from ddp_bp.coordinator.scaling import ScaleDesk
 from ddp_bp.coordinator.stacks import StacksDesk
 from ddp_bp.coordinator.status import status_of
 from ddp_bp.coordinator.suspicion import Suspicion, suspicions
@@ -53,11 +54,11 @@ class Coordinator:
         self.checkpoints = CheckpointDesk(config, self.roster, record)
         self.failure: m.Failure | None = None
         self.stop_cause: m.StopCause | None = None
-        self.wanted_world_size: int | None = None
         self.num_messages: Counter[str] = Counter()
         self.num_rejected = 0
         self.durability = Durability()
         self.evictions = EvictionDesk(config, self.roster)
+        self.scaling = ScaleDesk(config, self.roster)
         self._stacks: StacksDesk[bytes | None] = StacksDesk(self.roster)
         self._here_since = self._ticked_at = now
         self._unix_at_zero = unix_seconds - now
@@ -136,8 +137,9 @@ class Coordinator:
             case m.StopRequest(cause):
                 return [*self._stop(cause, now), e.Send(identity, m.Acknowledged("stop"))]
             case m.ScaleRequest(world_size):
-                problem = self._scale(world_size)
-                return [e.Send(identity, m.Acknowledged("scale", ok=problem is None, message=problem or ""))]
+                problem = self.scaling.ask(world_size, self.state)
+                answer = e.Send(identity, m.Acknowledged("scale", ok=problem is None, message=problem or ""))
+                return [answer] if problem is not None else [e.Remember(), answer]
             case m.CheckpointRequest(request_id):
                 if self.state is State.TRAINING:
                     return self.checkpoints.request(request_id, "request", identity, now)
@@ -231,7 +233,7 @@ class Coordinator:
             return []
         self.state = advance(self.state, Signal.ALL_JOINED)
         self.checkpoints.training_begins(now)
-        return [e.Log("info", f"all {self.roster.num_joined} ranks are here")]
+        return [e.Remember(), e.Log("info", f"all {self.roster.num_joined} ranks are here")]
 
     def _repeat(self, member: Member) -> list[e.Instruction]:
         """What a rank may have missed while its connection was lost; to hear it twice does no harm."""
@@ -294,30 +296,6 @@ class Coordinator:
             else:
                 instructions += self.evictions.evict(rows, self.suspicions(now), now, self.unix_seconds(now))
         return instructions
-
-    # ---- another number of ranks
-
-    def _scale(self, world_size: int) -> str | None:
-        """Note that somebody wants so many ranks, for the launcher to see. What is against it, if anything."""
-        most, least, shards = self.config.most_workers, self.config.min_workers, self.roster.shards
-        if most is None:
-            return (
-                "`ddp-bp train` has not started this job, so that nobody would start ranks anew; stop it, and start it "
-                "with another number of them and the same run directory"
-            )
-        if self.state is not State.TRAINING:
-            return f"the job is {self.state.value}; another number of ranks can be asked for only while it is training"
-        if shards is not None and world_size > shards:
-            return (
-                f"{world_size} ranks: expected at most {shards}, the number of shards, which the first start has fixed "
-                "(train.shards); one more would have nothing to compute"
-            )
-        if world_size > most:
-            return f"{world_size} ranks: expected at most {most}, the slots of the hosts that `ddp-bp train` was given"
-        if world_size < least:
-            return f"{world_size} ranks: expected at least fault.min_workers = {least}"
-        self.wanted_world_size = world_size if world_size != self.roster.world_size else None
-        return None
 
     # ---- the end
 
@@ -386,7 +364,7 @@ class Coordinator:
             self._num_disk_jobs += len(last_try)
             return [*last_try]
         self._exited = True
-        members = [member for _, member in self.roster]
+        members = [member for _, member in self.roster if member.has_joined]
         stopped = self.state is State.STOPPING and bool(members) and all(member.left for member in members)
         code = 0 if not self.durability.lost and (self.state is State.FINISHED or stopped) else 1
         return [*self.checkpoints.abandon("the coordinator ends"), e.Exit(code)]

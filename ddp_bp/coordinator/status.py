@@ -33,7 +33,7 @@ def status_of(coordinator: Coordinator, now: float) -> dict[str, Any]:
         "uptime_seconds": now - coordinator.started_at,
         "world_size": coordinator.roster.world_size,
         "full_world_size": coordinator.config.world_size,
-        "wanted_world_size": coordinator.wanted_world_size,
+        "wanted_world_size": coordinator.scaling.wanted,
         "restarts": coordinator.config.num_restarts,
         "resizes": coordinator.config.num_resizes,
         "recoveries": coordinator.roster.num_recoveries,

@@ -149,6 +149,46 @@ def test_a_new_coordinator_gets_a_checkpoint_that_was_under_way_from_its_beginni
     assert sent(machine.send_checkpoint(1, 5, "final"), m.CheckpointDone) == [(b"1", done)]
 
 
+def test_a_number_of_ranks_is_written_down_before_it_is_acknowledged_and_forgotten_with_the_next_start(
+    tmp_path: Path,
+) -> None:
+    machine = Machine(tmp_path, most_workers=4)
+    machine.join_all()
+    first, _ = machine.receive(b"tool", m.ScaleRequest(3))
+    assert first == e.Remember()
+    remember(machine)
+    another = killed(machine, most_workers=4)
+    assert another.coordinator.scaling.wanted == 3
+    assert killed(machine, run_id="r1.1", num_resizes=1).coordinator.scaling.wanted is None
+
+
+def test_a_rank_that_is_stopped_and_does_not_come_back_is_missed_and_evicted(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, world_size=3)
+    for rank in range(3):
+        told = machine.receive(str(rank).encode(), hello(rank, world_size=3, process=f"name-{rank}"))
+    assert e.Remember() in told, "once all are there"
+    remember(machine)
+    another = killed(machine, world_size=3, parent_fd=0)
+    assert another.coordinator.roster.num_joined == 0
+    for rank in (0, 2):
+        another.receive(str(rank).encode(), hello(rank, world_size=3, process=f"name-{rank}"))
+    instructions: list[e.Instruction] = []
+    for _ in range(330):
+        instructions += another.tick(0.1)
+        for identity in (b"0", b"2"):
+            another.receive(identity, m.Heartbeat(m.Position(7, "waiting", another.now - 1000)))
+    assert [one for one in instructions if isinstance(one, e.Kill)] == [e.Kill(1, 101, "name-1")]
+
+
+def test_a_stop_waits_for_ranks_that_are_only_known_from_before(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.join_all()
+    remember(machine)
+    another = killed(machine, parent_fd=0)
+    assert not any(isinstance(one, e.Exit) for one in another.event(e.TerminationAsked("SIGTERM")) + another.tick(5))
+    assert sent(another.receive(b"0", hello(0)), m.Stop) == [(b"0", m.Stop("SIGTERM"))]
+
+
 def test_ranks_that_were_given_up_stay_so_and_a_recovery_counts_once(tmp_path: Path) -> None:
     machine = Machine(tmp_path, world_size=3)
     machine.join_all()

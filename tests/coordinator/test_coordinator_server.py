@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ddp_bp.checkpoint import load_checkpoint
 from ddp_bp.coordinator.address import ADDRESS_FILE, read_address
 from ddp_bp.coordinator.client import ToolClient
+from ddp_bp.coordinator.memory import read_memory
 from ddp_bp.errors import AddressError, InputError
 from ddp_bp.wire import messages as m
 
@@ -262,6 +263,15 @@ def test_tools_ask_for_status_checkpoint_and_stop(tmp_path: Path) -> None:
         for worker in workers:
             worker.send(m.Goodbye(worker.rank))
         assert server.wait() == 0
+
+
+def test_a_number_of_ranks_is_known_to_the_next_coordinator_once_it_is_acknowledged(tmp_path: Path) -> None:
+    with running(tmp_path, most_workers=4) as server:
+        server.joined()
+        with ToolClient(server.address.address, "r1") as tool:
+            tool.scale(3)
+            memory = read_memory(tmp_path)
+            assert memory is not None and memory.wanted_world_size == 3
 
 
 def test_tools_say_what_is_wrong(tmp_path: Path) -> None:
