@@ -102,6 +102,17 @@ def checkpoint_parts(
     return parts
 
 
+FROM_RANKS: list[m.FromWorker] = [
+    report(0),
+    m.LedgerRecords(0, ['{"step": 0}'], 0, ""),
+    m.Evaluation(1, 0, 0.5, None, 10, 0.1),
+    checkpoint_parts(0, 5, "a")[0][0],
+    m.Failure(0, 1, "error", ""),
+    m.Finished(0, {}),
+    m.Goodbye(0),
+]
+
+
 class Machine:
     """The state machine with a clock that the test moves, and ranks 0 and 1 at connections b"0" and b"1"."""
 
@@ -139,6 +150,11 @@ def sent(instructions: list[e.Instruction], kind: type[M]) -> list[tuple[bytes, 
     return [
         (one.identity, one.message) for one in instructions if isinstance(one, e.Send) and isinstance(one.message, kind)
     ]
+
+
+def exits(instructions: list[e.Instruction]) -> list[int]:
+    """The exit codes among instructions."""
+    return [one.code for one in instructions if isinstance(one, e.Exit)]
 
 
 class FakeWorker:
