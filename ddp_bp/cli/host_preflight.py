@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,14 @@ class Answers:
     reports: dict[str, HostReport] = field(default_factory=dict)
     silent: dict[str, str] = field(default_factory=dict)
     clocks: dict[str, float] = field(default_factory=dict)
+
+    def without(self, hosts: Collection[str]) -> Answers:
+        """What the others said."""
+        return Answers(
+            {host: report for host, report in self.reports.items() if host not in hosts},
+            {host: why for host, why in self.silent.items() if host not in hosts},
+            {host: ahead for host, ahead in self.clocks.items() if host not in hosts},
+        )
 
     def interfaces(self, placement: Placement) -> tuple[Interface, ...]:
         """Those by which the hosts reach each other, as far as they are known."""

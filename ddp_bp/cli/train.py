@@ -20,7 +20,7 @@ from ddp_bp.cli.attempt import JobStart, run_attempt
 from ddp_bp.cli.hosts import described
 from ddp_bp.cli.kernels import Kernels, settle_kernels
 from ddp_bp.cli.launcher import find_launcher, recovers_in_place, recovery_line
-from ddp_bp.cli.on_hosts import checked_start, start_on_hosts_left
+from ddp_bp.cli.on_hosts import HostCheck
 from ddp_bp.cli.output import print_json
 from ddp_bp.cli.placement import find_placement, own_interfaces
 from ddp_bp.cli.prepare import Prepared, prepare, warn
@@ -129,10 +129,10 @@ def train(
             coordinator_shell=coordinator_shell,
         )
         if placement.spans_hosts:
-            # Rank 0 may be where the run directory is not, which says this after the first start.
+            # Without the check rank 0 may be where the run directory is not, which says this after the first start.
             start = replace(start, overrides=(*overrides, f"train.shards={prepared.recipe.train.shards}"))
-            start = checked_start(start, prepared, kernels) if preflight else start
-        code = _run(prepared, start, asked_for, kernels, view)
+        check = HostCheck(prepared, kernels, view.complain, is_wanted=preflight)
+        code = _run(prepared, check.first_start(start), check, asked_for, kernels, view)
         if code != 0:
             return code
         summary = _summary(prepared)
@@ -178,7 +178,14 @@ class _Invocation:
         return shown_command([*command, "--run-dir", str(run_dir), *([] if self.binds else ["--no-bind"])])
 
 
-def _run(prepared: Prepared, start: JobStart, asked_for: _Invocation, kernels: Kernels, view: TrainingView) -> int:
+def _run(
+    prepared: Prepared,
+    start: JobStart,
+    check: HostCheck,
+    asked_for: _Invocation,
+    kernels: Kernels,
+    view: TrainingView,
+) -> int:
     run_dir = prepared.run.path
     prepared.run.create(prepared.recipe, prepared.environment(mpirun=start.mpirun([]), kernels_chosen_by=kernels.why))
     (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
@@ -194,11 +201,11 @@ def _run(prepared: Prepared, start: JobStart, asked_for: _Invocation, kernels: K
     if prepared.checkpoint is not None:
         view.say(f"going on from step {prepared.checkpoint.manifest.step}: {prepared.checkpoint.path}")
     with stop_signals() as asked:
-        attempt = _train(start, prepared, asked, view)
+        attempt = _train(start, prepared, check, asked, view)
     return _conclude(prepared, attempt, asked, asked_for, view)
 
 
-def _train(start: JobStart, prepared: Prepared, asked: list[str], view: TrainingView) -> Attempt:
+def _train(start: JobStart, prepared: Prepared, check: HostCheck, asked: list[str], view: TrainingView) -> Attempt:
     """Start all ranks, and again after each death, as long as the recipe allows, or to be another number of them."""
     fault = prepared.recipe.fault
     restarts = Restarts(0 if fault.recovery == "none" else fault.max_restarts)
@@ -231,7 +238,7 @@ def _train(start: JobStart, prepared: Prepared, asked: list[str], view: Training
                 if asked:
                     return attempt
                 time.sleep(POLL_SECONDS)
-        start = start_on_hosts_left(first, prepared, view.complain) if first.placement.spans_hosts else first
+        start = check.next_start(first)
         if start.num_workers < fault.min_workers:
             least = f"fewer than fault.min_workers = {fault.min_workers}"
             view.complain(f"ddp-bp: the hosts that are left take {ranks_text(start.num_workers)}, {least}")
