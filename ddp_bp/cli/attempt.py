@@ -12,10 +12,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from ddp_bp.cli.change import Change
 from ddp_bp.cli.faults import last_eviction
 from ddp_bp.cli.hosts import open_mpi_hostfile
 from ddp_bp.cli.job_folder import end_processes, job_folder
@@ -25,9 +26,10 @@ from ddp_bp.cli.network import Interface
 from ddp_bp.cli.outcome import read_outcome, silent_host, why_it_ended
 from ddp_bp.cli.placement import Placement, launcher_options
 from ddp_bp.cli.processes import CoordinatorProcess, end_process_group, start_coordinator, start_mpirun
-from ddp_bp.cli.resize import Resizing, Wish
-from ddp_bp.cli.signals import STOP_EXIT_CODES, ends_at_once
-from ddp_bp.cli.supervise import Attempt, Ending, History
+from ddp_bp.cli.resize import Resizing
+from ddp_bp.cli.run_hold import BY_USER, RunHold
+from ddp_bp.cli.signals import STOP_EXIT_CODES, ends_at_once, stop_exit_code
+from ddp_bp.cli.supervise import Attempt, Ending, History, Seen
 from ddp_bp.cli.view import TrainingView, shown_command
 from ddp_bp.coordinator.client import CoordinatorAddress, ToolClient
 from ddp_bp.errors import DdpError, InputError, LaunchError
@@ -109,6 +111,7 @@ def run_attempt(
     history: History,
     last: CoordinatorAddress | None,
     asked: list[str],
+    hold: RunHold,
     resizing: Resizing,
     view: TrainingView,
 ) -> tuple[Attempt, CoordinatorAddress]:
@@ -118,7 +121,7 @@ def run_attempt(
         checkpoint: what they go on from, verified; None: from the beginning.
         history: of the starts before.
         last: where the coordinator of the attempt before was, so that this one is found there as well.
-        asked: the signals that arrive meanwhile.
+        asked: the signals that arrive meanwhile, and what word is left of with the `hold`.
         resizing: says when it is to stop for another number of ranks.
 
     Raises:
@@ -142,7 +145,9 @@ def run_attempt(
                 view.say(f"coordinator {address.url} (live page, /metrics, /api/status)")
                 view.say(shown_command(command))
             mpirun = start_mpirun(command, folder)
-            watch = _Watch(mpirun, coordinator, address, start.run_dir, start.grace_seconds, asked, resizing, view)
+            watch = _Watch(
+                mpirun, coordinator, address, start.run_dir, start.grace_seconds, asked, hold, resizing, view
+            )
             if start.placement.spans_hosts:
                 watch.folder, watch.silence_seconds = folder, start.silence_seconds
             return watch.until_the_end(), address
@@ -191,10 +196,11 @@ class _Watch:
     run_dir: Path
     grace_seconds: float
     asked: list[str]
+    hold: RunHold
     resizing: Resizing
     view: TrainingView
-    wish: Wish | None = None
-    trial: Future[str] | None = None
+    seen: Seen = field(default_factory=Seen)
+    was_stopped: bool = False
     outcome: int | None = None
     left_at_once: bool = False
     began: float = field(default_factory=time.time)
@@ -203,6 +209,9 @@ class _Watch:
     has_silent_host: bool = False
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=_NUM_LAST_LINES))
 
+    def __post_init__(self) -> None:
+        self.change = Change(self.resizing, self._ask_for_checkpoint, self.view.say, self.view.complain)
+
     def until_the_end(self) -> Attempt:
         """Show the job until mpirun has ended."""
         forwarding = [self._forward(name) for name in ("out", "err")]
@@ -210,7 +219,7 @@ class _Watch:
         try:
             with self.view.live():
                 broken = self._watch()
-                self.view.refresh(self.address.url)
+                self._look()
         finally:
             if self.has_silent_host:
                 # What mpirun started to reach that host waits for it, and holds our pipes.
@@ -220,27 +229,40 @@ class _Watch:
             for thread in forwarding:
                 thread.join(2.0)
             self.coordinator.release()
-        return self._attempt(self.coordinator.wait(COORDINATOR_END_SECONDS), broken)
+        return replace(
+            self._attempt(self.coordinator.wait(COORDINATOR_END_SECONDS), broken),
+            was_stopped=self.was_stopped,
+            resize_to=self.seen.wanted,
+            has_trained=self.seen.has_trained,
+            num_recoveries=self.seen.num_recoveries,
+        )
+
+    def _look(self) -> dict[str, Any] | None:
+        """Show how the job is doing."""
+        status = self.view.refresh(self.address.url)
+        self.seen.note(status)
+        return status
 
     def _watch(self) -> str | None:
         """Until mpirun ends or is to be ended. Returns what else broke the job, if anything did."""
         deadline, told, told_wish, gone_at = float("inf"), -1, -1, float("inf")
         while self.mpirun.poll() is None:
+            self.hold.note_stop(self.asked)
             if self.asked and told != self.coordinator.num_takeovers:
                 # A coordinator that takes another one's place does not know.
-                told = self.coordinator.num_takeovers
-                how = "once more" if self.asked[0] != "SIGUSR1" else "SIGINT or SIGTERM twice"
-                self.view.say(f"{self.asked[0]}: saving a checkpoint, then ending; {how} ends at once")
+                told, self.was_stopped = self.coordinator.num_takeovers, True
+                self.view.say(_stop_line(self.asked[0]))
                 self._tell_to_stop(self.asked[0])  # type: ignore[arg-type]
-                if self.asked[0] in ANNOUNCEMENTS:
-                    deadline = min(deadline, time.monotonic() + self.grace_seconds)
+            announced = next((name for name in self.asked if name in ANNOUNCEMENTS), None)
+            if announced is not None:
+                deadline = min(deadline, time.monotonic() + self.grace_seconds)
             if ends_at_once(self.asked):
                 self.view.say("ending at once")
                 self.left_at_once = True
                 return None
             if time.monotonic() > deadline:
                 text = f"no checkpoint within fault.grace_seconds = {self.grace_seconds:g}; leaving at once"
-                self.view.complain(f"ddp-bp: {self.asked[0]}: {text}")
+                self.view.complain(f"ddp-bp: {announced}: {text}")
                 self.left_at_once = True
                 return None
             code = self.coordinator.check()
@@ -250,22 +272,16 @@ class _Watch:
                 gone_at = min(gone_at, time.monotonic())
                 if time.monotonic() - gone_at > MPIRUN_END_SECONDS:
                     return None
-            status = self.view.refresh(self.address.url)
+            status = self._look()
             if silent := silent_host(status, self.silence_seconds):
                 self.has_silent_host = True
                 return silent
-            if status is not None and self.wish is None and not self.asked:
-                self.wish = self.resizing.wish(status, time.monotonic())
-                self.trial = self._try_checkpoint() if self.wish is not None else None
-            if self.trial is not None and self.trial.done():
-                if problem := self.trial.result():
-                    self.view.complain(f"ddp-bp: {problem}; so the job does not stop, and goes on as it is")
-                    self.resizing.failed(time.monotonic())
-                    self.wish = None
-                self.trial = None
-            if self.wish is not None and self.trial is None and told_wish != self.coordinator.num_takeovers:
+            if status is not None and not self.asked:
+                self.change.follow(status, time.monotonic())
+            cause = self.change.told(self._look, time.monotonic())
+            if cause is not None and told_wish != self.coordinator.num_takeovers:
                 told_wish = self.coordinator.num_takeovers
-                self._tell_to_stop(self.wish.cause)
+                self._tell_to_stop(cause)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.mpirun.wait(POLL_SECONDS)
         return None
@@ -273,28 +289,26 @@ class _Watch:
     def _attempt(self, coordinator_code: int, broken: str | None) -> Attempt:
         code = self.mpirun.returncode
         # A stop that somebody asked for meanwhile prevails.
-        goes_on = self.wish is not None and self.wish.cause != "too_few" and (self.outcome or 0) == 0
-        size = self.wish.world_size if self.wish is not None and goes_on else None
+        wish = self.change.wish
+        goes_on = wish is not None and wish.cause != "too_few" and (self.outcome or 0) == 0
         # A coordinator that was killed in the very end has acknowledged the summary, or a rank would not say 0.
         was_killed = coordinator_code < 0 or self.coordinator.num_takeovers > 0
         if coordinator_code == 0 or (was_killed and self.outcome == 0):
             if code != 0 and not self.left_at_once:
                 self.view.say(f"mpirun ended with exit code {code}, after every rank had finished")
-            return Attempt(Ending.WELL, exit_code=self.outcome, goes_on=goes_on, resize_to=size)
+            return Attempt(Ending.WELL, exit_code=self.outcome, goes_on=goes_on)
         if self.left_at_once:
-            return Attempt(Ending.ASKED, exit_code=STOP_EXIT_CODES[self.asked[0]])
+            return Attempt(Ending.ASKED, exit_code=stop_exit_code(self.asked))
         if self.outcome is not None:
             return Attempt(Ending.ERROR, exit_code=self.outcome)
         if code in STOP_EXIT_CODES.values() and broken is None:
             # A rank that was told to leave, and could not save a checkpoint in time.
             return Attempt(Ending.ASKED, exit_code=code)
         why = broken or last_eviction(self.run_dir, self.began) or why_it_ended(self.lines, code)
-        return Attempt(Ending.DEATH, why=why, resize_to=size)
+        return Attempt(Ending.DEATH, why=why)
 
-    def _try_checkpoint(self) -> Future[str]:
-        """Have a checkpoint taken; what is against it, if anything. A job that cannot save one must not be stopped."""
-        assert self.wish is not None
-        self.view.say(f"{self.wish.why}; saving a checkpoint")
+    def _ask_for_checkpoint(self) -> Future[str]:
+        """Have a checkpoint taken; what is against it, if anything."""
         told: Future[str] = Future()
 
         def ask() -> None:
@@ -309,6 +323,9 @@ class _Watch:
         return told
 
     def _tell_to_stop(self, cause: StopCause) -> None:
+        if self.coordinator.check() is not None:
+            # The job has ended.
+            return
         try:
             with ToolClient(self.address.address, self.address.run_id) as client:
                 client.stop(cause)
@@ -337,3 +354,10 @@ class _Watch:
         thread = threading.Thread(target=run, name=f"forward std{name}", daemon=True)
         thread.start()
         return thread
+
+
+def _stop_line(asked: str) -> str:
+    if asked == BY_USER:
+        return "`ddp-bp stop`: saving a checkpoint, then ending"
+    how = "once more" if asked != "SIGUSR1" else "SIGINT or SIGTERM twice"
+    return f"{asked}: saving a checkpoint, then ending; {how} ends at once"

@@ -11,6 +11,7 @@ import click
 from ddp_bp.cli import options
 from ddp_bp.cli.job_folder import clear_job
 from ddp_bp.cli.prepare import check_ports
+from ddp_bp.cli.run_hold import check_not_held
 from ddp_bp.coordinator.config import CoordinatorConfig
 from ddp_bp.coordinator.server import run
 from ddp_bp.recipes import load_recipe
@@ -71,6 +72,9 @@ def coordinator(
     run_directory = RunDirectory(run_dir)
     resolved = run_directory.resolve(loaded, num_workers)
     check_ports(resolved)
+    if parent_fd is None:
+        # Else it may be the parent that holds the directory.
+        check_not_held(run_dir)
     run_directory.check_free()
     if not run_directory.is_started:
         # Its workers come later, and must find the run directory of their recipe.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli.environment import user_cache
+from ddp_bp.cli.run_hold import check_not_held
 from ddp_bp.coordinator.sockets import bind_http
 from ddp_bp.errors import AddressError
 from ddp_bp.recipes import Recipe, load_recipe
 from ddp_bp.worker.assemble import Job, assemble
 from ddp_bp.worker.datasource import data_problems
 from ddp_bp.worker.factory import model_problems
-from ddp_bp.worker.rundir import RunDirectory, check_checkpoint, describe_environment
+from ddp_bp.worker.rundir import SUMMARY_FILE, RunDirectory, check_checkpoint, describe_environment
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,15 @@ class Prepared:
     job: Job
     run: RunDirectory
     checkpoint: Checkpoint | None
+
+    def is_finished(self) -> bool:
+        """Whether the run has been trained to its end."""
+        return self.run.finished_summary(self.recipe, self.job.total_steps) is not None
+
+    def summary(self) -> dict[str, Any]:
+        """What a start of it that ended well has left."""
+        summary: dict[str, Any] = json.loads((self.run.path / SUMMARY_FILE).read_bytes())
+        return summary
 
     def environment(self, **more: Any) -> dict[str, Any]:
         """What is to be kept of this start beside the recipe, with what `ledger verify` and `replay` need later."""
@@ -58,6 +69,7 @@ def prepare(
     recipe, base = load_recipe(name, overrides, model_problems, data_problems)
     run = RunDirectory(run_dir)
     if starts_coordinator:
+        check_not_held(run_dir)
         run.check_free()
     recipe = run.resolve(recipe, world_size)
     if starts_coordinator and listens_here:

@@ -32,11 +32,17 @@ class Resizing:
     def __init__(self, fault: FaultSection) -> None:
         self._fault = fault
         self._respawned_at: deque[float] = deque()
+        self._last_counts = False
         self._not_before = float("-inf")
 
-    def failed(self, now: float) -> None:
-        """There was no checkpoint to go on from, so that the job did not stop; it is tried again after a while."""
-        self._not_before = now + RETRY_SECONDS
+    def take_back(self, failed_at: float | None) -> None:
+        """The job was not stopped for the last wish, which does not count. `failed_at`: when that was, if because it
+        could not save a checkpoint; then it is tried again after a while only."""
+        if self._last_counts:
+            self._respawned_at.pop()
+            self._last_counts = False
+        if failed_at is not None:
+            self._not_before = failed_at + RETRY_SECONDS
 
     def wish(self, status: dict[str, Any], now: float) -> Wish | None:
         """What is to become of the job. To be followed if there is one: it is counted.
@@ -48,6 +54,7 @@ class Resizing:
         # Only when all that are left have gone on is there somebody to stop.
         if status["state"] != "training" or not status["ready"] or now < self._not_before:
             return None
+        self._last_counts = False
         size, lost, wanted = status["world_size"], status["lost_ranks"], status["wanted_world_size"]
         if wanted is not None and wanted != size:
             return Wish("resize", f"{ranks_text(wanted)} asked for", wanted)
@@ -56,6 +63,7 @@ class Resizing:
         who = f"rank {', '.join(map(str, lost))} has died"
         if self._may_respawn(now):
             self._respawned_at.append(now)
+            self._last_counts = True
             return Wish("respawn", f"{who}; starting others in the place of the dead")
         if size < self._fault.min_workers:
             least = self._fault.min_workers

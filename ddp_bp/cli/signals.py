@@ -10,12 +10,17 @@ from typing import Any
 
 from ddp_bp.worker.signals import STOP_EXIT_CODES
 
-__all__ = ["STOP_EXIT_CODES", "ends_at_once", "stop_signals"]
+__all__ = ["STOP_EXIT_CODES", "ends_at_once", "stop_exit_code", "stop_signals"]
 
 
 def ends_at_once(asked: Sequence[str]) -> bool:
     """Whether whoever sent these signals does not want to wait: SIGINT or SIGTERM twice. SIGUSR1 only announces."""
-    return sum(name != "SIGUSR1" for name in asked) > 1
+    return sum(name in ("SIGINT", "SIGTERM") for name in asked) > 1
+
+
+def stop_exit_code(asked: Sequence[str]) -> int:
+    """What a job exits with that was asked to stop: the code of the first signal; without one, as after Ctrl-C."""
+    return STOP_EXIT_CODES[next((name for name in asked if name in STOP_EXIT_CODES), "SIGINT")]
 
 
 @contextlib.contextmanager

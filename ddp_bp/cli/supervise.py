@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 FIRST_DELAY_SECONDS = 0.5
 LONGEST_DELAY_SECONDS = 30.0
@@ -30,14 +31,38 @@ class Ending(Enum):
 @dataclass(frozen=True)
 class Attempt:
     """One start of all ranks. `why`: for a death, who died of what. `exit_code`: what the ranks said, if anything.
-    `goes_on`: whether the job was told to stop only to be started anew; `resize_to`: with how many ranks, if another
-    number was asked for."""
+    `was_stopped`: whether its ranks were told to stop because somebody wanted the job to end. `goes_on`: whether they
+    were only to be started anew; `resize_to`: with how many ranks, if another number was asked for. `has_trained`:
+    whether a step was seen. `num_recoveries`: how often ranks went on without dead ones."""
 
     ending: Ending
     why: str = ""
     exit_code: int | None = None
+    was_stopped: bool = False
     goes_on: bool = False
     resize_to: int | None = None
+    has_trained: bool = False
+    num_recoveries: int = 0
+
+
+class Seen:
+    """What is kept of all that /api/status said during one start. `wanted`: the number of ranks that was asked for."""
+
+    def __init__(self) -> None:
+        self.has_trained = False
+        self.num_recoveries = 0
+        self.wanted: int | None = None
+        self._recoveries_before: int | None = None
+
+    def note(self, status: dict[str, Any] | None) -> None:
+        """Take in what the coordinator answered; it counts recoveries over all starts."""
+        if status is None:
+            return
+        if self._recoveries_before is None:
+            self._recoveries_before = status["recoveries"]
+        self.num_recoveries = max(self.num_recoveries, status["recoveries"] - self._recoveries_before)
+        self.has_trained |= any(row["last_step_age_seconds"] is not None for row in status["ranks"])
+        self.wanted = status["wanted_world_size"]
 
 
 @dataclass(frozen=True)

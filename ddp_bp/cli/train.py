@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import shutil
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import click
 
-from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli import options
-from ddp_bp.cli.attempt import JobStart, run_attempt
+from ddp_bp.cli.attempt import JobStart
 from ddp_bp.cli.hosts import described
 from ddp_bp.cli.kernels import Kernels, settle_kernels
 from ddp_bp.cli.launcher import find_launcher, recovers_in_place, recovery_line
@@ -24,15 +20,14 @@ from ddp_bp.cli.on_hosts import HostCheck
 from ddp_bp.cli.output import print_json
 from ddp_bp.cli.placement import find_placement, own_interfaces
 from ddp_bp.cli.prepare import Prepared, prepare, warn
-from ddp_bp.cli.resize import Resizing, ranks_text
-from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
-from ddp_bp.cli.supervise import Attempt, Ending, History, Restarts
+from ddp_bp.cli.run_hold import hold_run
+from ddp_bp.cli.signals import stop_exit_code, stop_signals
+from ddp_bp.cli.starts import Starts
+from ddp_bp.cli.supervise import Attempt, Ending
 from ddp_bp.cli.view import TrainingView, shown_command, summary_table
-from ddp_bp.errors import CheckpointError, InputError
+from ddp_bp.errors import InputError
 from ddp_bp.recipes import load_recipe
 from ddp_bp.worker.rundir import SUMMARY_FILE
-
-POLL_SECONDS = 0.1
 
 
 @click.command()
@@ -135,7 +130,7 @@ def train(
         code = _run(prepared, check.first_start(start), check, asked_for, kernels, view)
         if code != 0:
             return code
-        summary = _summary(prepared)
+        summary = prepared.summary()
     if as_json:
         print_json(summary)
     else:
@@ -187,8 +182,21 @@ def _run(
     view: TrainingView,
 ) -> int:
     run_dir = prepared.run.path
-    prepared.run.create(prepared.recipe, prepared.environment(mpirun=start.mpirun([]), kernels_chosen_by=kernels.why))
-    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
+    with hold_run(run_dir) as hold:
+        environment = prepared.environment(mpirun=start.mpirun([]), kernels_chosen_by=kernels.why)
+        prepared.run.create(prepared.recipe, environment)
+        (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
+        _introduce(prepared, start, kernels, view)
+        with stop_signals() as asked:
+            starts = Starts(start, prepared, check, asked, hold, view)
+            attempt = starts.run()
+        if starts.num_workers != start.num_workers:
+            asked_for = replace(asked_for, num_workers=starts.num_workers)
+        return _conclude(prepared, attempt, asked, asked_for, view)
+
+
+def _introduce(prepared: Prepared, start: JobStart, kernels: Kernels, view: TrainingView) -> None:
+    """Say what is about to be started."""
     view.say(prepared.job.data.description)
     if start.placement.spans_hosts:
         view.say(f"hosts: {described(start.placement.hosts)}, by {start.placement.source}")
@@ -200,71 +208,6 @@ def _run(
     view.say(recovery_line(start.launcher, prepared.recipe, has_checkpoints=bool(due.every_steps or due.every_seconds)))
     if prepared.checkpoint is not None:
         view.say(f"going on from step {prepared.checkpoint.manifest.step}: {prepared.checkpoint.path}")
-    with stop_signals() as asked:
-        attempt = _train(start, prepared, check, asked, view)
-    return _conclude(prepared, attempt, asked, asked_for, view)
-
-
-def _train(start: JobStart, prepared: Prepared, check: HostCheck, asked: list[str], view: TrainingView) -> Attempt:
-    """Start all ranks, and again after each death, as long as the recipe allows, or to be another number of them."""
-    fault = prepared.recipe.fault
-    restarts = Restarts(0 if fault.recovery == "none" else fault.max_restarts)
-    resizing, history = Resizing(fault), History()
-    checkpoint, address, began = prepared.checkpoint, None, time.time()
-    first = start
-    while True:
-        path = checkpoint.path if checkpoint else None
-        attempt, address = run_attempt(start, path, history, address, asked, resizing, view)
-        if attempt.ending not in (Ending.DEATH, Ending.WELL) or asked:
-            return attempt
-        if attempt.ending is Ending.WELL and (not attempt.goes_on or _is_finished(prepared)):
-            return attempt
-        checkpoint = _newest(prepared, checkpoint, began)
-        step = checkpoint.manifest.step if checkpoint else 0
-        if attempt.resize_to is not None:
-            placement = first.placement.resized(attempt.resize_to)
-            first = replace(first, placement=placement, num_workers=placement.num_ranks)
-        if attempt.ending is Ending.WELL:
-            history = History(history.num_restarts, history.num_resizes + 1, _summary(prepared)["recoveries"])
-        else:
-            if not restarts.allow(step):
-                return attempt
-            history = History(history.num_restarts + 1, history.num_resizes, history.num_recoveries + 1)
-            delay = restarts.delay_seconds()
-            what = f"restart {restarts.count}: {attempt.why}"
-            view.complain(f"ddp-bp: {what}; going on from step {step} in {delay:.1f} s")
-            until = time.monotonic() + delay
-            while time.monotonic() < until:
-                if asked:
-                    return attempt
-                time.sleep(POLL_SECONDS)
-        start = check.next_start(first)
-        if start.num_workers < fault.min_workers:
-            least = f"fewer than fault.min_workers = {fault.min_workers}"
-            view.complain(f"ddp-bp: the hosts that are left take {ranks_text(start.num_workers)}, {least}")
-            return replace(attempt, exit_code=1)
-        if attempt.ending is Ending.WELL:
-            view.say(f"going on from step {step} with {ranks_text(start.num_workers)}")
-        (prepared.run.path / SUMMARY_FILE).unlink(missing_ok=True)
-
-
-def _is_finished(prepared: Prepared) -> bool:
-    return prepared.run.finished_summary(prepared.recipe, prepared.job.total_steps) is not None
-
-
-def _summary(prepared: Prepared) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads((prepared.run.path / SUMMARY_FILE).read_bytes())
-    return summary
-
-
-def _newest(prepared: Prepared, last: Checkpoint | None, began: float) -> Checkpoint | None:
-    """The newest valid checkpoint that was written since the Unix time `began`, else the one gone on from before."""
-    store = prepared.run.store
-    written = (entry for entry in store.entries() if entry.path.stat().st_mtime >= began)
-    for entry in written:
-        with contextlib.suppress(CheckpointError):
-            return store.load(entry.path)
-    return last
 
 
 def _conclude(
@@ -273,13 +216,13 @@ def _conclude(
     """The exit code, after saying how to go on if training was not finished."""
     run_dir = prepared.run.path
     if attempt.ending is Ending.WELL:
-        if _is_finished(prepared):
+        if prepared.is_finished():
             # A stop that was asked for after the last step has cut nothing short.
             return 0
-        summary = _summary(prepared)
+        summary = prepared.summary()
         view.say(f"stopped after step {summary['steps']}, saved in {summary['checkpoint']}")
         # Without a signal to us, a worker was told by one of its own, and its exit code says by which.
-        code = STOP_EXIT_CODES[asked[0]] if asked else attempt.exit_code
+        code = stop_exit_code(asked) if asked else attempt.exit_code
     elif attempt.ending is Ending.ASKED:
         code = attempt.exit_code
     elif attempt.ending is Ending.DEATH:

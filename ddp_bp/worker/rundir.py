@@ -27,6 +27,7 @@ RECIPE_FILE = "recipe.json"
 ENVIRONMENT_FILE = "environment.json"
 SUMMARY_FILE = "summary.json"
 LEDGER_FILE = "ledger.jsonl"
+LAUNCHER_FILE = "launcher.lock"
 CHECKPOINT_FOLDER = "checkpoints"
 
 
@@ -52,7 +53,7 @@ class RunDirectory:
         source = self.path / RECIPE_FILE
         with self._usable():
             if not self.is_started:
-                if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                if self.path.exists() and (not self.path.is_dir() or self._holds_anything()):
                     raise InputError(
                         f"run directory {self.path}: expected an empty folder, a new one, or one of an earlier run; "
                         f"this one has no {RECIPE_FILE}"
@@ -70,6 +71,10 @@ class RunDirectory:
                 ],
             )
         return resolved
+
+    def _holds_anything(self) -> bool:
+        """But for the first file of a start, which may have been killed in that moment."""
+        return any(entry.name != LAUNCHER_FILE for entry in self.path.iterdir())
 
     def select_checkpoint(self, resume: str, warn: Callable[[str], None]) -> Checkpoint | None:
         """The verified checkpoint to resume from, or None to start at the beginning.

@@ -52,9 +52,22 @@ def test_dead_ranks_in_whose_place_spares_are_need_no_replacement() -> None:
 def test_what_could_not_be_saved_is_tried_again_after_a_while() -> None:
     resizing, wanted = Resizing(FaultSection()), status(wanted_world_size=2)
     assert resizing.wish(wanted, 0) is not None
-    resizing.failed(10)
+    resizing.take_back(10)
     assert resizing.wish(wanted, 39) is None
     assert resizing.wish(wanted, 40) is not None
+    resizing.take_back(None)
+    assert resizing.wish(wanted, 41) is not None
+
+
+def test_a_wish_that_is_taken_back_does_not_count() -> None:
+    resizing, lost = Resizing(FaultSection(respawn_limit=1)), status(3, lost_ranks=[1])
+    for _ in range(3):
+        assert resizing.wish(lost, 0) is not None
+        resizing.take_back(None)
+    assert resizing.wish(lost, 0) is not None
+    assert resizing.wish({**lost, "wanted_world_size": 2}, 0) is not None
+    resizing.take_back(None)
+    assert resizing.wish(lost, 0) is None, "that of before was followed"
 
 
 def test_too_few_ranks_stop() -> None:

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from ddp_bp.cli.outcome import read_outcome, report_outcome, why_it_ended
-from ddp_bp.cli.supervise import LONGEST_DELAY_SECONDS, Restarts
+from ddp_bp.cli.supervise import LONGEST_DELAY_SECONDS, Restarts, Seen
 
 
 def test_progress_fills_the_budget_up_again_and_nothing_else_does() -> None:
@@ -36,6 +36,21 @@ def test_each_restart_in_a_row_waits_longer_up_to_a_limit_and_not_all_jobs_alike
     first = [Restarts(1, random.Random(seed)) for seed in range(3)]
     assert all(budget.allow(0) for budget in first)
     assert len({budget.delay_seconds() for budget in first}) == 3
+
+
+def test_what_a_start_has_come_to_is_read_from_the_answers_of_its_coordinators() -> None:
+    def answer(recoveries: int, step_age: float | None, wanted: int | None = None) -> dict:
+        ranks = [{"last_step_age_seconds": None}, {"last_step_age_seconds": step_age}]
+        return {"recoveries": recoveries, "wanted_world_size": wanted, "ranks": ranks}
+
+    seen = Seen()
+    for said in (None, answer(3, None), answer(4, None, 2)):
+        seen.note(said)
+    assert (seen.num_recoveries, seen.has_trained, seen.wanted) == (1, False, 2)
+    # A coordinator that has taken the place of one that was killed knows no step yet.
+    for said in (answer(5, 0.1), answer(5, None), None):
+        seen.note(said)
+    assert (seen.num_recoveries, seen.has_trained, seen.wanted) == (2, True, None)
 
 
 def test_the_word_of_a_rank_is_told_from_what_it_prints(capfd: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,14 @@ def slow(input_shape, num_outputs, sleep_seconds: float = 0.02):
     return Slow(input_shape[0], num_outputs, sleep_seconds)
 
 
+def for_few_ranks(input_shape, num_outputs):
+    """The slow model, of which three ranks find no room."""
+    ranks = launched_ranks()
+    if ranks is not None and ranks[0] > 2:
+        raise MemoryError("3 ranks are too many here")
+    return slow(input_shape, num_outputs)
+
+
 def raising(input_shape, num_outputs, rank: int = 1, num_calls: int = 10):
     return Raising(input_shape[0], num_outputs, rank, num_calls)
 

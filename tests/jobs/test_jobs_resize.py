@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from job_histories import assert_is_the_same_run
+from job_histories import assert_is_the_same_run, assert_same
 from support import (
     ddp_bp,
     leftovers,
@@ -34,12 +34,13 @@ def test_a_job_grows_and_shrinks_on_demand(
     wait_for_step(run_dir, 3)
     refused = run_ddp_bp("scale", run_dir, "-n", 4)
     assert refused.returncode == 2 and "expected at most 3, the number of shards" in refused.stderr
-    for number, size in enumerate((3, 2), start=1):
-        result = run_ddp_bp("scale", run_dir, "-n", size)
-        assert result.returncode == 0, result.stderr
-        assert f" -> {size} ranks, training from step " in result.stdout
-        status = status_of(run_dir)
-        assert (status["world_size"], status["resizes"], status["restarts"]) == (size, number, 0)
+    assert run_ddp_bp("scale", run_dir, "-n", 3, "--timeout", 0).returncode == 0
+    wait_until(lambda: not (run_dir / "coordinator.json").exists(), "the end of the first start")
+    result = run_ddp_bp("scale", run_dir, "-n", 2)
+    assert result.returncode == 0, result.stderr
+    assert "3 -> 2 ranks, training from step " in result.stdout, "once there were 3"
+    status = status_of(run_dir)
+    assert (status["world_size"], status["resizes"], status["restarts"]) == (2, 2, 0)
     assert "trains on 2 ranks already" in run_ddp_bp("scale", run_dir, "-n", 2).stdout
     url = json.loads((run_dir / "coordinator.json").read_bytes())["url"]
     with urllib.request.urlopen(f"{url}metrics") as reply:
@@ -53,6 +54,41 @@ def test_a_job_grows_and_shrinks_on_demand(
     assert mpi_name() == "MPICH" or leftovers() == before
     ended = run_ddp_bp("scale", run_dir, "-n", 2)
     assert ended.returncode == 2 and "no job is running" in ended.stderr
+
+
+def test_a_stop_while_ranks_are_started_anew_takes_effect(
+    start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 1, "--run-dir", run_dir))
+    wait_for_step(run_dir, 3)
+    assert run_ddp_bp("scale", run_dir, "-n", 2, "--timeout", 0).returncode == 0
+    wait_until(lambda: not (run_dir / "coordinator.json").exists(), "the end of the first start")
+    stopped = run_ddp_bp("stop", run_dir)
+    assert stopped.returncode == 0, stopped.stderr
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "stopped after step " in stdout and " -n 2 " in stdout.partition("to go on: ")[2]
+    assert summary_of(run_dir)["steps"] < 63
+
+
+def test_a_number_of_ranks_that_cannot_be_started_gives_way_to_the_one_before(
+    start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--set", "model.factory=job_models:for_few_ranks"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
+    wait_for_step(run_dir, 3)
+    refused = run_ddp_bp("scale", run_dir, "-n", 3)
+    assert refused.returncode == 1 and "goes on with 2 ranks; `train` says why not with 3" in refused.stderr
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "3 ranks are too many here" in stderr
+    told = "ddp-bp: 3 ranks could not be started: see above; going on with 2 ranks, as before"
+    assert stderr.splitlines().count(told) == 1
+    summary = summary_of(run_dir)
+    assert (summary["world_size"], summary["recoveries"]) == (2, 0)
+    assert_same(summary, undisturbed)
 
 
 def test_a_job_that_cannot_save_a_checkpoint_is_not_stopped_for_it(

@@ -1,0 +1,206 @@
+"""What is started after each start of a job, by scripted ones: again, with as many ranks as can be had, or never."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ddp_bp.cli import starts as subject
+from ddp_bp.cli.attempt import JobStart
+from ddp_bp.cli.launcher import Launcher
+from ddp_bp.cli.placement import Placement
+from ddp_bp.cli.run_hold import RunHold, ask_to_stop, hold_run
+from ddp_bp.cli.starts import Starts
+from ddp_bp.cli.supervise import Attempt, Ending, History
+from ddp_bp.errors import HostError, LaunchError
+from ddp_bp.recipes.fault import FaultSection
+
+TRAINED = Attempt(Ending.WELL, exit_code=0, has_trained=True)
+DEAD = Attempt(Ending.DEATH, why="rank 1 was killed by SIGKILL", has_trained=True)
+NEVER_TRAINED = Attempt(Ending.DEATH, why="rank 2 on host ended: Out Of Memory")
+
+
+def to_be(num_workers: int) -> Attempt:
+    """A start that stops to go on with so many ranks."""
+    return Attempt(Ending.WELL, exit_code=0, goes_on=True, resize_to=num_workers, has_trained=True)
+
+
+@dataclass
+class Script:
+    """What every start is to end with, or to raise, and with what it was begun."""
+
+    endings: list[Attempt | Exception | Callable[[], Attempt]]
+    run_dir: Path
+    sizes: list[int] = field(default_factory=list)
+    histories: list[History] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    recoveries: int = 0
+
+    def run_attempt(self, start: JobStart, _: object, history: History, *__: object) -> tuple[Attempt, None]:
+        self.sizes.append(start.num_workers)
+        self.histories.append(history)
+        ending = self.endings[len(self.sizes) - 1]
+        if isinstance(ending, Exception):
+            raise ending
+        return ending if isinstance(ending, Attempt) else ending(), None
+
+    # In place of Prepared, its store, HostCheck and TrainingView:
+
+    def entries(self) -> list[Any]:
+        return []
+
+    def is_finished(self) -> bool:
+        return len(self.sizes) == len(self.endings)
+
+    def summary(self) -> dict[str, Any]:
+        return {"recoveries": self.recoveries}
+
+    def next_start(self, wanted: JobStart) -> JobStart:
+        return wanted
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    complain = say
+
+
+Begin = Callable[..., tuple[Script, Starts, list[str]]]
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Iterator[RunHold]:
+    with hold_run(tmp_path) as held:
+        yield held
+
+
+@pytest.fixture
+def begin(tmp_path: Path, hold: RunHold, monkeypatch: pytest.MonkeyPatch) -> Begin:
+    """A job of 2 ranks whose starts end as is said."""
+
+    class Prepared(Script):
+        checkpoint = None
+
+        @property
+        def recipe(self) -> Any:
+            return type("Recipe", (), {"fault": FaultSection()})
+
+        @property
+        def run(self) -> Any:
+            return type("Run", (), {"path": tmp_path, "store": self})
+
+    def make(*endings: Attempt | Exception | Callable[[], Attempt]) -> tuple[Script, Starts, list[str]]:
+        script = Prepared(list(endings), tmp_path)
+        monkeypatch.setattr(subject, "run_attempt", script.run_attempt)
+        monkeypatch.setattr(subject.Restarts, "delay_seconds", lambda _: 0.0)
+        first = JobStart(
+            recipe="digits",
+            overrides=(),
+            num_workers=2,
+            binds=False,
+            run_dir=tmp_path,
+            total_steps=10,
+            grace_seconds=1.0,
+            silence_seconds=1.0,
+            launcher=Launcher("mpirun", "Open MPI 5"),
+            kernels=None,
+            placement=Placement(2),
+            most_workers=9,
+        )
+        asked: list[str] = []
+        parts: Any = script
+        return script, Starts(first, parts, parts, asked, hold, parts), asked
+
+    return make
+
+
+def test_a_job_goes_on_with_as_many_ranks_as_were_asked_for(begin: Begin) -> None:
+    script, starts, _ = begin(to_be(3), DEAD, to_be(1), TRAINED)
+    assert starts.run() == TRAINED
+    assert script.sizes == [2, 3, 3, 1] and starts.num_workers == 1
+    assert [history.num_starts for history in script.histories] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("refused", "why"),
+    [
+        (NEVER_TRAINED, "rank 2 on host ended: Out Of Memory"),
+        (Attempt(Ending.ERROR, exit_code=1), "see above"),
+        (LaunchError("mpirun could not be started"), "mpirun could not be started"),
+    ],
+)
+def test_a_number_that_cannot_be_started_gives_way_to_the_one_before(
+    begin: Begin, refused: Attempt | Exception, why: str
+) -> None:
+    script, starts, _ = begin(to_be(9), refused, to_be(3), TRAINED)
+    assert starts.run() == TRAINED
+    assert script.sizes == [2, 9, 2, 3]
+    assert [history.num_starts for history in script.histories] == [0, 1, 2, 3], "each start has a name of its own"
+    told = [line for line in script.said if "could not be started" in line]
+    assert told == [f"ddp-bp: 9 ranks could not be started: {why}; going on with 2 ranks, as before"]
+
+
+def test_what_fails_with_the_number_before_or_after_training_ends_as_ever(begin: Begin) -> None:
+    broken = Attempt(Ending.ERROR, exit_code=1)
+    script, starts, _ = begin(to_be(9), NEVER_TRAINED, broken, TRAINED)
+    assert starts.run() == broken and script.sizes == [2, 9, 2]
+    script, starts, _ = begin(to_be(9), replace(broken, has_trained=True), TRAINED)
+    assert starts.run().ending is Ending.ERROR and script.sizes == [2, 9]
+    script, starts, _ = begin(LaunchError("no"))
+    with pytest.raises(LaunchError):
+        starts.run()
+
+
+def test_a_number_that_needs_a_host_which_is_not_fit_is_not_tried(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def next_start(self: Script, wanted: JobStart) -> JobStart:
+        if wanted.num_workers == 9:
+            raise HostError(["c: expected NumPy 2"])
+        return wanted
+
+    monkeypatch.setattr(Script, "next_start", next_start)
+    script, starts, _ = begin(to_be(9), TRAINED)
+    assert starts.run() == TRAINED and script.sizes == [2, 2]
+    assert "9 ranks could not be started: the job cannot start on these hosts:\n  c: expected NumPy 2" in script.said[0]
+    assert script.said[1:] == ["going on from step 0 with 2 ranks"]
+
+
+def test_recoveries_are_counted_over_all_starts_however_these_end(begin: Begin) -> None:
+    script, starts, _ = begin(replace(DEAD, num_recoveries=2), to_be(3), DEAD, TRAINED)
+    script.recoveries = 4
+    starts.run()
+    assert [history.num_recoveries for history in script.histories] == [0, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("asked_by", "code"), [("user", 130), ("SIGUSR1", 75), ("SIGTERM", 143)])
+def test_a_stop_between_two_starts_takes_effect_before_the_next(
+    begin: Begin, tmp_path: Path, asked_by: str, code: int
+) -> None:
+    def ending(attempt: Attempt) -> Callable[[], Attempt]:
+        def end() -> Attempt:
+            if asked_by == "user":
+                assert ask_to_stop(tmp_path)
+            else:
+                asked.append(asked_by)
+            return attempt
+
+        return end
+
+    script, starts, asked = begin(ending(DEAD), TRAINED)
+    assert starts.run() == Attempt(Ending.ASKED, exit_code=code) and script.sizes == [2]
+    script, starts, asked = begin(ending(to_be(3)), TRAINED)
+    assert starts.run() == to_be(3) and asked == [asked_by], "the checkpoint of that start is what it goes on from"
+    script, starts, asked = begin(ending(replace(DEAD, was_stopped=True)), TRAINED)
+    assert starts.run().ending is Ending.DEATH, "its last steps are lost"
+
+
+def test_a_stop_while_a_restart_waits_ends_the_wait(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, starts, _ = begin(DEAD, TRAINED)
+    monkeypatch.setattr(subject.Restarts, "delay_seconds", lambda _: float(ask_to_stop(tmp_path)) * 3600.0)
+    assert starts.run() == Attempt(Ending.ASKED, exit_code=130) and script.sizes == [2]
