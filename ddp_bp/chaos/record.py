@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ddp_bp.chaos.points import Round
 from ddp_bp.chaos.schedule import Disturbance
 from ddp_bp.chaos.usage import RankUsage
 
@@ -13,15 +14,17 @@ from ddp_bp.chaos.usage import RankUsage
 @dataclass(frozen=True)
 class JobOrder:
     """One job. `command`: of `ddp-bp train`. `mark`: a word that no other job has. `patience_seconds`: after how long
-    without any progress it is taken to hang. `deaths`: of ranks that kill themselves, as text."""
+    without any progress it is taken to hang. `seed`: of the first of its rounds, or of its schedule. `rounds`: in which
+    ranks kill themselves."""
 
     name: str
     command: list[str]
     run_dir: Path
     mark: str
     patience_seconds: float
+    seed: int = 0
     schedule: Sequence[Disturbance] = ()
-    deaths: str = ""
+    rounds: Sequence[Round] = ()
 
 
 @dataclass(frozen=True)

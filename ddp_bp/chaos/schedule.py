@@ -16,7 +16,7 @@ KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 DEFAULT_KINDS: Final[tuple[Kind, ...]] = ("kill", "stop", "coordinator")
 
 MOST_DISTURBANCES: Final = 20
-"""A job that is disturbed faster than it gets on would never end."""
+"""How many, unless somebody says so: a job that is disturbed faster than it gets on would never end."""
 _LONGEST_PAUSE_SECONDS: Final = 4.0
 _STOPPED_FOR_GOOD: Final = 0.25
 
@@ -48,14 +48,16 @@ class Disturbance:
         return [rank for rank in self.order if rank in left][:count]
 
 
-def draw_schedule(seed: int, kinds: Sequence[Kind], mean_seconds: float, num_ranks: int) -> list[Disturbance]:
+def draw_schedule(
+    seed: int, kinds: Sequence[Kind], mean_seconds: float, num_ranks: int, most: int = MOST_DISTURBANCES
+) -> list[Disturbance]:
     """The disturbances of a job, in order; the same for the same arguments.
 
     The time before each is drawn from an exponential distribution of that mean, so that several may come at once.
     """
     draw = random.Random(f"disturbances {seed}")
     schedule = []
-    for _ in range(MOST_DISTURBANCES):
+    for _ in range(most):
         wait_seconds, kind = draw.expovariate(1.0 / mean_seconds), draw.choice(kinds)
         order = tuple(draw.sample(range(num_ranks), num_ranks))
         ends, pause_seconds = draw.random() >= _STOPPED_FOR_GOOD, draw.uniform(0.1, _LONGEST_PAUSE_SECONDS)

@@ -2,54 +2,64 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import get_args
 
 import click
 
 from ddp_bp.chaos.fill import check_may_fill
-from ddp_bp.chaos.points import draw_deaths
+from ddp_bp.chaos.points import AFTER_A_DEATH
 from ddp_bp.chaos.record import JobOrder, JobRecord
-from ddp_bp.chaos.schedule import DEFAULT_KINDS, KINDS, Kind, draw_schedule
+from ddp_bp.chaos.schedule import DEFAULT_KINDS, KINDS, MOST_DISTURBANCES, Kind
 from ddp_bp.chaos.verdict import problems_of_run, read_summary
 from ddp_bp.cli import options
-from ddp_bp.cli.chaos_job import run_job, train_command
+from ddp_bp.cli.chaos_job import run_job
+from ddp_bp.cli.chaos_orders import Orders
 from ddp_bp.cli.chaos_output import ChaosReport, JobResult, show_chaos
 from ddp_bp.cli.output import seconds_text
 from ddp_bp.cli.signals import STOP_EXIT_CODES, stop_signals
 from ddp_bp.errors import InputError
 from ddp_bp.recipes import load_recipe
 from ddp_bp.worker.datasource import data_problems
-from ddp_bp.worker.death import POINTS, Point, encode_deaths
+from ddp_bp.worker.death import POINTS, Point
 from ddp_bp.worker.factory import model_problems
 
 SHORTEST_MEAN_SECONDS = 0.5
 _NUM_LINES = 20
+_ALL = "all"
 
 
 def fault_kinds(text: str) -> tuple[Kind, ...]:
     """Kinds of disturbances, divided by commas. Raises click.BadParameter."""
-    names = [part.strip() for part in text.split(",")]
-    for name in names:
-        if name not in KINDS:
-            raise click.BadParameter(f"expected some of {', '.join(KINDS)}, got {name!r}")
-    return tuple(kind for kind in get_args(Kind) if kind in names)
+    names = _names(text, KINDS)
+    return tuple(kind for kind in KINDS if kind in names)
+
+
+def points_named(text: str) -> tuple[Point, ...]:
+    """Points of a step, divided by commas, or all of them. Raises click.BadParameter."""
+    names = POINTS if text.strip() == _ALL else _names(text, POINTS)
+    return tuple(point for point in POINTS if point in names)
+
+
+def _names(text: str, known: Sequence[str]) -> Collection[str]:
+    names = {part.strip() for part in text.split(",")}
+    for name in sorted(names - set(known)):
+        raise click.BadParameter(f"expected some of {', '.join(known)}, got {name!r}")
+    return names
 
 
 @click.command()
 @options.recipe_argument
 @options.workers_option(required=False, default=4)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the first job's disturbances.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The first one.")
 @click.option(
     "--times",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="How many jobs are disturbed, with consecutive seeds.",
+    help="How many jobs are disturbed, with consecutive seeds; with --at, how often ranks die at each point, -n less 3 "
+    "times in a job.",
 )
 @click.option(
     "--faults",
@@ -65,10 +75,18 @@ def fault_kinds(text: str) -> tuple[Kind, ...]:
     f"undisturbed run, at least {SHORTEST_MEAN_SECONDS:g}]",
 )
 @click.option(
+    "--disturbances",
+    "most_disturbances",
+    type=click.IntRange(min=1),
+    help=f"How many there are at most in a job.  [default: {MOST_DISTURBANCES}]",
+)
+@click.option(
     "--at",
-    "point",
-    type=click.Choice(POINTS),
-    help="Instead: let ranks die at this very point of a step; which ones, and in which step, the seed says.",
+    "points",
+    callback=lambda _context, _parameter, text: () if text is None else points_named(text),
+    metavar=f"POINT,...|{_ALL}",
+    help="Instead: let ranks die at these very points of a step; which ones, and in which steps, the seeds say: "
+    f"{', '.join(POINTS)}.",
 )
 @click.option(
     "--patience",
@@ -93,7 +111,8 @@ def chaos(
     times: int,
     faults: tuple[Kind, ...] | None,
     mean_seconds: float | None,
-    point: Point | None,
+    most_disturbances: int | None,
+    points: tuple[Point, ...],
     patience_seconds: float,
     overrides: tuple[str, ...],
     run_dir: Path | None,
@@ -110,27 +129,24 @@ def chaos(
     and neither processes nor files stay behind. Exit code 1 if one has not. Only processes on this host are disturbed,
     and only those of the job.
     """
-    if point is not None and (faults is not None or mean_seconds is not None):
-        raise click.UsageError("--at says what happens and when; --faults and --every cannot be given with it")
-    if point is not None and num_workers < (needed := 3 if point == "recovery" else 2):
-        raise click.UsageError(f"--at {point}: expected at least -n {needed}, so that somebody is left")
-    load_recipe(recipe, overrides, model_problems, data_problems)
+    _check_options(num_workers, points, (faults, mean_seconds, most_disturbances))
+    loaded, _ = load_recipe(recipe, overrides, model_problems, data_problems)
     folder = _new_folder(recipe, run_dir)
-    kinds = faults or DEFAULT_KINDS
+    kinds, most_disturbances = faults or DEFAULT_KINDS, most_disturbances or MOST_DISTURBANCES
     if "fill" in kinds:
         check_may_fill(folder)
+    if points and loaded.train.shards is not None and loaded.train.shards < num_workers:
+        # Who has no shard comes to none of its points; whoever has set the number wants it so.
+        overrides = (f"train.shards={num_workers}", *overrides)
     folder.mkdir(parents=True, exist_ok=True)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
 
-    def order(name: str) -> JobOrder:
-        command = train_command(recipe, num_workers, overrides, folder / name, binds=binds)
-        return JobOrder(name, command, folder / name, secrets.token_hex(8), patience_seconds)
-
+    orders = Orders(recipe, num_workers, overrides, binds, folder, patience_seconds)
     with stop_signals() as asked:
         say(f"undisturbed, on {num_workers} workers: {folder / 'undisturbed'}")
-        first = run_job(order("undisturbed"), asked, say)
+        first = run_job(orders.undisturbed(), asked, say)
         if asked:
             return STOP_EXIT_CODES[asked[0]]
         if code := _failure(folder, first):
@@ -138,22 +154,32 @@ def chaos(
         undisturbed = read_summary(folder / "undisturbed") or {}
         report = ChaosReport(recipe, num_workers, undisturbed, _rate(undisturbed, first))
         mean_seconds = mean_seconds or max(SHORTEST_MEAN_SECONDS, first.seconds / 4)
-        what = f"deaths at {point}" if point else f"{', '.join(kinds)} every {seconds_text(mean_seconds)} in the mean"
+        what = f"{', '.join(kinds)} every {seconds_text(mean_seconds)} in the mean"
+        if points:
+            what = f"deaths at {', '.join(points)}"
+            jobs = orders.dying(seed, times, points, undisturbed["steps"])
+        else:
+            jobs = orders.disturbed(seed, times, kinds, mean_seconds, most_disturbances)
         say(f"{undisturbed['steps']} steps in {seconds_text(first.seconds)}; from now on with {what}")
-        for number in range(seed, seed + times):
-            job = order(f"seed-{number}")
-            say(f"seed {number}: {job.run_dir}")
-            if point is not None:
-                deaths = encode_deaths(draw_deaths(number, point, num_workers, undisturbed["steps"]))
-                job = replace(job, deaths=deaths)
-            else:
-                job = replace(job, schedule=draw_schedule(number, kinds, mean_seconds, num_workers))
+        for job in jobs:
+            say(f"{job.name}: {job.run_dir}")
             record = run_job(job, asked, _indented(say))
             if asked:
                 return STOP_EXIT_CODES[asked[0]]
-            report.jobs.append(_judged(number, job, record, report))
+            report.jobs.append(_judged(job, record, report))
     show_chaos(report, as_json=as_json)
     return 0 if report.all_survived else 1
+
+
+def _check_options(num_workers: int, points: Sequence[Point], others: Sequence[object]) -> None:
+    """Raise click.UsageError if what was asked for does not go together."""
+    if points and any(other is not None for other in others):
+        raise click.UsageError(
+            "--at says what happens and when; --faults, --every and --disturbances cannot be given with it"
+        )
+    for point in points:
+        if num_workers < (needed := 3 if point in AFTER_A_DEATH else 2):
+            raise click.UsageError(f"--at {point}: expected at least -n {needed}, so that somebody is left")
 
 
 def _new_folder(recipe: str, run_dir: Path | None) -> Path:
@@ -175,7 +201,7 @@ def _failure(folder: Path, record: JobRecord) -> int:
     return record.exit_code or 1
 
 
-def _judged(seed: int, job: JobOrder, record: JobRecord, report: ChaosReport) -> JobResult:
+def _judged(job: JobOrder, record: JobRecord, report: ChaosReport) -> JobResult:
     problems = list(record.problems)
     if record.exit_code is not None and record.exit_code != 0:
         log = job.run_dir.parent / f"{job.name}.log"
@@ -184,7 +210,7 @@ def _judged(seed: int, job: JobOrder, record: JobRecord, report: ChaosReport) ->
     if not record.done:
         problems.append("nothing was disturbed: training was over before; lower --every, or train for longer")
     rate, calm = _rate(read_summary(job.run_dir), record), report.samples_per_second
-    return JobResult(seed, job.run_dir, record, rate / calm if rate and calm else None, problems)
+    return JobResult(job, record, rate / calm if rate and calm else None, problems)
 
 
 def _rate(summary: dict[str, object] | None, record: JobRecord) -> float | None:

@@ -8,16 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddp_bp.chaos.announced import rounds_that_were
 from ddp_bp.chaos.disturb import Disturber
 from ddp_bp.chaos.fill import Filler
 from ddp_bp.chaos.record import Done, JobOrder, JobRecord
-from ddp_bp.chaos.schedule import MOST_DISTURBANCES, Disturbance
+from ddp_bp.chaos.schedule import Disturbance
 from ddp_bp.chaos.traces import Traces, describe_process
 from ddp_bp.chaos.usage import RankUsage, usage_of
 from ddp_bp.cli.environment import chaos_environment, has_mark, job_folder_of
@@ -27,7 +27,7 @@ from ddp_bp.cli.view import fetch_status
 from ddp_bp.coordinator.client import ToolClient, read_address
 from ddp_bp.coordinator.memory import read_memory
 from ddp_bp.errors import AddressError, DdpError
-from ddp_bp.worker.death import read_death
+from ddp_bp.worker.death import encode_deaths
 
 POLL_SECONDS = 0.05
 USAGE_SECONDS = 1.0
@@ -76,7 +76,7 @@ class _Job:
         return self._order.run_dir.parent / f"{self._order.name}.log"
 
     def until_the_end(self) -> None:
-        self._start(self._order.deaths)
+        self._start(encode_deaths([death for one in self._order.rounds for death in one.deaths]))
         while not self._asked:
             assert self._train is not None
             code = self._train.poll()
@@ -277,30 +277,15 @@ class _Job:
         self._say(f"{when}step {done.step}: {done.kind} {done.what}")
 
     def _note_deaths(self) -> None:
-        """Ranks that have killed themselves, as they have said, and those that were to and have not."""
-        if not self._order.deaths:
+        """Rounds in which ranks have killed themselves, and ranks that were to and have not."""
+        if not self._order.rounds:
             return
         with self._log.open(errors="replace") as lines:
-            deaths = [death for line in lines if (death := read_death(line)) is not None]
-        for death in deaths:
-            what = f"rank {death.rank} by itself, at {death.point}"
-            self._tell(Done(None, "death", what, [death.rank], death.step, [death.point]))
-        missing = {entry["rank"] for entry in json.loads(self._order.deaths)} - {death.rank for death in deaths}
+            done, missing = rounds_that_were(self._order.rounds, lines)
+        for one in done:
+            self._tell(one)
         if missing:
-            ranks = ", ".join(map(str, sorted(missing)))
-            self._say(f"rank {ranks} did not come to the point at which it was to die")
-
-
-def train_command(recipe: str, num_workers: int, overrides: Sequence[str], run_dir: Path, *, binds: bool) -> list[str]:
-    """The command line of `ddp-bp train`, which goes on with what is in `run_dir`.
-
-    It starts ranks again as often as they are disturbed, unless `overrides` say how often.
-    """
-    if not any(override.startswith("fault.max_restarts=") for override in overrides):
-        overrides = (*overrides, f"fault.max_restarts={MOST_DISTURBANCES}")
-    command = [sys.executable, "-m", "ddp_bp", "train", recipe, "-n", str(num_workers), "--run-dir", str(run_dir)]
-    command += [argument for override in overrides for argument in ("--set", override)]
-    return [*command, *([] if binds else ["--no-bind"])]
+            self._say(f"rank {', '.join(map(str, missing))} did not come to the point at which it was to die")
 
 
 def _left(status: dict[str, Any]) -> dict[int, int]:

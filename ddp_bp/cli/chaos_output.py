@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ddp_bp.chaos.record import JobRecord
+from ddp_bp.chaos.record import JobOrder, JobRecord
 from ddp_bp.cli.output import print_json, print_table, size_text
 
 
@@ -14,8 +14,7 @@ from ddp_bp.cli.output import print_json, print_table, size_text
 class JobResult:
     """A disturbed job. `goodput`: committed samples a second over those of the undisturbed run."""
 
-    seed: int
-    run_dir: Path
+    order: JobOrder
     record: JobRecord
     goodput: float | None
     problems: list[str]
@@ -28,13 +27,25 @@ class JobResult:
         """As plain data."""
         record = {key: value for key, value in asdict(self.record).items() if key != "problems"}
         return {
-            "seed": self.seed,
+            "name": self.order.name,
+            "seed": self.order.seed,
             "survived": self.survived,
             "problems": self.problems,
             "goodput": self.goodput,
-            "run_dir": str(self.run_dir),
+            "run_dir": str(self.order.run_dir),
             **record,
         }
+
+
+@dataclass(frozen=True)
+class PointResult:
+    """How often ranks have died at a point: as often as `asked_for`, less those times at which none came there. Those
+    times count as survived whose jobs have survived."""
+
+    point: str
+    asked_for: int
+    took_place: int
+    survived: int
 
 
 @dataclass
@@ -51,6 +62,22 @@ class ChaosReport:
     def all_survived(self) -> bool:
         return all(job.survived for job in self.jobs)
 
+    def points(self) -> list[PointResult]:
+        """By point, if ranks were to die at some."""
+        jobs: dict[str, list[JobResult]] = {}
+        for job in self.jobs:
+            if job.order.rounds:
+                jobs.setdefault(job.order.rounds[0].point, []).append(job)
+        return [
+            PointResult(
+                point,
+                sum(len(job.order.rounds) for job in those),
+                sum(len(job.record.done) for job in those),
+                sum(len(job.record.done) for job in those if job.survived),
+            )
+            for point, those in jobs.items()
+        ]
+
 
 def show_chaos(report: ChaosReport, *, as_json: bool) -> None:
     """Print what came of all jobs."""
@@ -63,13 +90,14 @@ def show_chaos(report: ChaosReport, *, as_json: bool) -> None:
                 "all_survived": report.all_survived,
                 "samples_per_second": report.samples_per_second,
                 "undisturbed": {key: report.undisturbed.get(key) for key in kept},
+                "points": [asdict(point) for point in report.points()],
                 "jobs": [job.as_dict() for job in report.jobs],
             }
         )
         return
     rows = [
         (
-            job.seed,
+            job.order.name,
             "yes" if job.survived else "NO",
             len(job.record.done),
             job.record.num_in_place,
@@ -77,22 +105,36 @@ def show_chaos(report: ChaosReport, *, as_json: bool) -> None:
             job.record.num_starts,
             None if job.goodput is None else f"{job.goodput:.0%}",
             _most(job.record),
-            job.run_dir,
         )
         for job in report.jobs
     ]
     print()
-    columns = ("seed", "survived", "disturbed", "in place", "restarts", "starts", "goodput", "largest rank", "run")
-    print_table(columns, rows)
+    print_table(("job", "survived", "disturbed", "in place", "restarts", "starts", "goodput", "largest rank"), rows)
     for job in report.jobs:
         for problem in job.problems:
-            print(f"seed {job.seed}: {problem}")
-    num_survived = sum(job.survived for job in report.jobs)
+            print(f"{job.order.name}: {problem}")
+    if points := report.points():
+        print()
+        print_table(("deaths at", "survived"), [(point.point, _share(point)) for point in points])
     print(
-        f"\n{num_survived} of {len(report.jobs)} survived: same weights, same ledger, nothing left behind"
+        f"\n{_count(report.jobs, points)} survived: same weights, same ledger, nothing left behind"
         f"\nweights sha256  {report.undisturbed['weights_sha256']}"
         f"\nledger sha256   {report.undisturbed['ledger_sha256']}"
     )
+
+
+def _share(point: PointResult) -> str:
+    text = f"{point.survived} of {point.took_place}"
+    missing = point.asked_for - point.took_place
+    return f"{text}; {missing} did not take place" if missing else text
+
+
+def _count(jobs: Sequence[JobResult], points: Sequence[PointResult]) -> str:
+    in_jobs = f"{sum(job.survived for job in jobs)} of {len(jobs)}"
+    if not points:
+        return in_jobs
+    survived, took_place = sum(point.survived for point in points), sum(point.took_place for point in points)
+    return f"{survived} of {took_place} deaths, in {in_jobs} jobs,"
 
 
 def _most(record: JobRecord) -> str | None:

@@ -42,10 +42,10 @@ Point = Literal[
     "checkpoint",
     "recovery",
 ]
-"""In the order of a step. `forward`, `backward`: before that of a shard; `before-agree`: all is computed and noted, and
-nobody else has been told; `agree`: this rank knows that all were ready; `reduce`: before a block of its slice is
-summed; `optimizer`: in the middle of changing a block; `before-commit`: its slice is done; `checkpoint`: its part has
-begun to be sent; `recovery`: while it goes on without another rank."""
+"""In the order of a step. `forward`, `backward`: in the middle of that of a shard; `before-agree`: all is computed and
+noted, and nobody else has been told; `agree`: this rank knows that all were ready; `reduce`: before a block of its
+slice is summed; `optimizer`: in the middle of changing a block; `before-commit`: its slice is done; `checkpoint`: its
+part has begun to be sent; `recovery`: while it goes on without another rank."""
 POINTS: Final[tuple[Point, ...]] = get_args(Point)
 
 
@@ -79,8 +79,8 @@ _TAKE_STEP = Update.take_step.__code__
 _BARRIER = MpiCommunicator.barrier.__code__
 _PLACES: Mapping[Point, _Place] = MappingProxyType(
     {
-        "forward": _Place(_codes(Objective.train)),
-        "backward": _Place(_codes(Value.backward)),
+        "forward": _Place(_codes(Objective.train), inside=True),
+        "backward": _Place(_codes(Value.backward), inside=True),
         "before-agree": _Place(_codes(Agreement.conclude)),
         "agree": _Place(_codes(Agreement.conclude), "return"),
         "reduce": _Place(_codes(total_of, BucketExchange.reduce)),
@@ -94,8 +94,8 @@ _SAID = re.compile(r"ddp-bp: rank (?P<rank>\d+) kills itself at step (?P<step>\d
 
 
 def encode_deaths(deaths: list[Death]) -> str:
-    """Deaths as a line of text."""
-    return msgspec.json.encode(deaths).decode()
+    """Deaths as a line of text; empty if there are none."""
+    return msgspec.json.encode(deaths).decode() if deaths else ""
 
 
 def decode_deaths(text: str) -> list[Death]:
@@ -151,6 +151,8 @@ class _Tracer:
 
     def _is_there(self, frame: FrameType) -> bool:
         place = self._place
+        if self._step() < self._death.step:
+            return False
         if not place.inside:
             is_place = frame.f_code in place.functions
             if frame.f_code is _BARRIER:
@@ -159,7 +161,7 @@ class _Tracer:
         else:
             module = frame.f_globals.get("__name__", "")
             is_place = module.startswith(place.module) and _is_inside(frame, place.functions)
-        return is_place and self._step() >= self._death.step
+        return is_place
 
     def _pass(self) -> None:
         self._passes_left -= 1

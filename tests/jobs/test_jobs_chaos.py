@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from support import ddp_bp, leftovers, processes_of, wait_until
 
+from ddp_bp.worker.death import POINTS
+
 pytestmark = pytest.mark.mpi
 SHORT = ["--set", "train.max_steps=45"]
 
@@ -35,13 +37,17 @@ def test_a_job_survives_everything_that_a_seed_does_to_it(
 
 
 @pytest.mark.ulfm
-def test_ranks_die_at_the_point_that_was_named(run_ddp_bp, slow_recipe: Path, tmp_path: Path) -> None:
-    options = ["--at", "optimizer", "--seed", 1, "--run-dir", tmp_path / "chaos", *SHORT]
-    result = run_ddp_bp("chaos", slow_recipe, "-n", 3, *options)
+@pytest.mark.timeout(240)
+def test_at_every_point_ranks_die_five_times_and_all_of_it_is_survived(run_ddp_bp, tmp_path: Path) -> None:
+    options = ["--at", "all", "--times", 5, "--set", "train.max_steps=100", "--run-dir", tmp_path / "chaos"]
+    # Five rounds a job: of one rank, of two at once, and of all but one in the end.
+    result = run_ddp_bp("chaos", "digits", "-n", 8, *options, "--json", timeout_seconds=200)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "by itself, at optimizer" in result.stdout
-    assert "1 of 1 survived" in result.stdout
-    assert "ranks go on from step" in (tmp_path / "chaos" / "seed-1.log").read_text()
+    report = json.loads(result.stdout)
+    counted = {point["point"]: (point["asked_for"], point["survived"]) for point in report["points"]}
+    assert counted == dict.fromkeys(POINTS, (5, 5))
+    assert all(job["num_in_place"] >= 1 and job["num_restarts"] == 0 for job in report["jobs"])
+    assert "ranks go on from step" in (tmp_path / "chaos" / "optimizer-0.log").read_text()
 
 
 def test_a_model_that_draws_from_the_system_does_not_survive(run_ddp_bp, slow_recipe: Path, tmp_path: Path) -> None:
@@ -50,7 +56,7 @@ def test_a_model_that_draws_from_the_system_does_not_survive(run_ddp_bp, slow_re
     result = run_ddp_bp("chaos", slow_recipe, "-n", 2, *options)
     assert result.returncode == 1, result.stderr
     assert "0 of 1 survived" in result.stdout
-    assert "seed 0: weights_sha256: expected " in result.stdout
+    assert "seed-0: weights_sha256: expected " in result.stdout
 
 
 def test_nothing_is_left_when_it_is_told_to_end(start_command, slow_recipe: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ddp_bp import optim
 from ddp_bp.errors import InputError
 from ddp_bp.parallel.single import SingleCommunicator
 from ddp_bp.worker import death as death_module
-from ddp_bp.worker.death import Death, Point, decode_deaths, die_at, read_death
+from ddp_bp.worker.death import Death, Point, decode_deaths, die_at, encode_deaths, read_death
 from ddp_bp.worker.failures import RankFailure
 
 ADAM = Case(classes(34, 6), optimizer=lambda parameters: optim.Adam(parameters, lr=0.05))
@@ -82,6 +82,10 @@ def test_passes_are_counted_from_the_step_on() -> None:
     lines: list[Any] = [steps_until(Death(0, "optimizer", 1, passes)) for passes in (0, 5)]
     assert [step for step, _ in lines] == [1, 1]
     assert lines[0][1] != lines[1][1], "it is further on in the same block"
+    calls: list[Any] = [steps_until(Death(0, "forward", 1, passes)) for passes in (0, 5)]
+    assert [step for step, _ in calls] == [1, 1]
+    # The innermost is the tracer's own.
+    assert calls[0][1][1].startswith("train:") and not calls[1][1][1].startswith("train:"), "it is further inside"
 
 
 def test_what_a_rank_says_before_it_dies_can_be_read() -> None:
@@ -92,6 +96,6 @@ def test_what_a_rank_says_before_it_dies_can_be_read() -> None:
 
 
 def test_deaths_that_cannot_be_read_are_refused() -> None:
-    assert decode_deaths("") == []
+    assert encode_deaths([]) == "" and decode_deaths("") == []
     with pytest.raises(InputError, match="deaths of ranks: expected what `ddp-bp chaos` writes, got 'rank 3'"):
         decode_deaths("rank 3")
