@@ -117,6 +117,10 @@ class FlatParameters:
                 leaf.grad = None
                 leaf.home = view
 
+    def forget_buffers(self) -> None:
+        """Keeps no buffer alive any more but the one that is bound."""
+        self._views.clear()
+
     def finish_gradient(self) -> Array:
         """The bound gradient (P,), complete: zero where a parameter received none, and copied in where it was set."""
         for position, (parameter, view) in enumerate(zip(self.parameters, self._gradient_views, strict=True)):

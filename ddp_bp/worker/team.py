@@ -153,6 +153,8 @@ def build_team(
     `ranges`: by node, which elements its ranks update; by default in proportion to their number. With `trained.buckets`
     every node updates all.
     """
+    # Those of the team before, whose memory would stay with them.
+    trained.parameters.forget_buffers()
     arena, plan = Arena(communicator, nodes), trained.plan
     stack, holdings = of_shard_runs(arena, trained.vector_size, plan.num_shards, trained.parameters.dtype)
     early, exchange = None, _exchange(trained, arena, holdings, ranges)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -84,6 +85,21 @@ def test_more_buffers_than_are_cached() -> None:
         flat.bind_gradient(buffer)
         loss(dict(parameters)).backward()
         np.testing.assert_allclose(flat.finish_gradient(), expected_gradient())
+
+
+def test_buffers_that_are_forgotten_are_given_back() -> None:
+    parameters = named()
+    flat = FlatParameters(parameters)
+    buffer, last = np.zeros(13), np.zeros(13)
+    left = weakref.ref(buffer)
+    flat.bind_gradient(buffer)
+    flat.bind_gradient(last)
+    del buffer
+    assert left() is not None
+    flat.forget_buffers()
+    assert left() is None
+    loss(dict(parameters)).backward()
+    assert flat.finish_gradient() is last
 
 
 def test_gradients_add_up_in_a_plain_script_and_reset_cheaply() -> None:

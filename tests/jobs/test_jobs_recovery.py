@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 from job_histories import assert_is_the_same_run, assert_same
 from support import (
@@ -55,9 +56,14 @@ def test_one_after_another_dies(start_command, slow_recipe: Path, tmp_path: Path
     run_dir = tmp_path / "run"
     process = start_command(ddp_bp("train", slow_recipe, "-n", 4, "--run-dir", run_dir))
     status = wait_for_step(run_dir, 5)
+    survivor = psutil.Process(max(rank["pid"] for rank in status["ranks"]))
+    num_descriptors = survivor.num_fds()
     for num_lost in (1, 2, 3):
         os.kill(min(rank["pid"] for rank in status["ranks"]), signal.SIGKILL)
         status = wait_for_recovery(run_dir, num_lost)
+    # Each part of the shared memory has one, and what was shared with the dead is given back.
+    wait_for_step(run_dir, status["step"] + 2)
+    assert survivor.num_fds() <= num_descriptors
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
     assert assert_is_the_same_run(run_dir, undisturbed)["recoveries"] == 3
