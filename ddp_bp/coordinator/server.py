@@ -123,6 +123,8 @@ class _Server:
             for task in (http_task, *others):
                 if task.done():
                     task.result()
+            # If the job is started again, with more or fewer ranks, the next one counts on from here.
+            await self._remember()
             return self._exit_code.result()
         finally:
             for task in others:

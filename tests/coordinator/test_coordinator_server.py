@@ -63,6 +63,9 @@ def test_a_job_from_hello_to_goodbye(tmp_path: Path) -> None:
     assert [record["step"] for record in metrics] == [10, 10]
     assert metrics[0]["train_loss"] == 0.5 and metrics[1]["eval_accuracy"] == 0.9
     assert not (tmp_path / ADDRESS_FILE).exists()
+    # A job that is started again with more or fewer ranks counts on from there.
+    memory = read_memory(tmp_path)
+    assert memory is not None and memory.num_messages["goodbye"] == len(workers)
 
 
 def test_the_address_file_is_private_and_tells_where(tmp_path: Path) -> None:
