@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ddp_bp.chaos.points import Round
 from ddp_bp.chaos.schedule import Disturbance
-from ddp_bp.chaos.usage import RankUsage
+from ddp_bp.chaos.usage import Growth, RankUsage
 
 
 @dataclass(frozen=True)
@@ -52,4 +52,5 @@ class JobRecord:
     num_restarts: int = 0
     done: list[Done] = field(default_factory=list)
     usage: list[RankUsage] = field(default_factory=list)
+    growth: Growth | None = None
     problems: list[str] = field(default_factory=list)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 MOST_GROWTH = 1.5
 MOST_MORE_BYTES = 100 * 10**6
 MOST_MORE_DESCRIPTORS = 32
+WARM_SECONDS = 5.0
+"""How long a process trains before what it holds is compared: much is allocated when it is first needed."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,59 @@ class RankUsage:
                 f"{self.first.num_descriptors}, got {self.last.num_descriptors}"
             )
         return found
+
+
+@dataclass
+class Growth:
+    """The most by which the process of a rank has grown from a disturbance that it survived to a later one, among as
+    many ranks. `resident`: a share of what it was; `num_compared`: how often one was compared."""
+
+    resident: float
+    num_descriptors: int
+    num_compared: int
+
+
+class UsageWatch:
+    """Follows what the ranks of a job hold. To be told whom there is, by rank its process."""
+
+    def __init__(self, usage_of: Callable[[int], Usage | None]) -> None:
+        self._usage_of = usage_of
+        self._ranks: dict[int, RankUsage] = {}
+        self._since: dict[int, float] = {}
+        self._before: dict[tuple[int, int], Usage] = {}
+        self.growth: Growth | None = None
+
+    def look(self, left: Mapping[int, int], now: float) -> None:
+        """To be called now and then. `now`: seconds of a monotonic clock."""
+        # Of processes that have gone there is nothing to say.
+        self._ranks = {pid: one for pid, one in self._ranks.items() if pid in left.values()}
+        for rank, pid in left.items():
+            if (usage := self._usage_of(pid)) is not None:
+                self._since.setdefault(pid, now)
+                first = self._ranks[pid].first if pid in self._ranks else usage
+                self._ranks[pid] = RankUsage(rank, first, usage)
+
+    def before_disturbance(self, left: Mapping[int, int], now: float) -> None:
+        """To be called while all is well, and something is about to happen."""
+        for pid in left.values():
+            is_warm = now - self._since.get(pid, now) >= WARM_SECONDS
+            if is_warm and (usage := self._usage_of(pid)) is not None:
+                # With fewer ranks each holds more.
+                before = self._before.setdefault((pid, len(left)), usage)
+                if before is not usage:
+                    self._compare(before, usage)
+
+    def ranks(self) -> list[RankUsage]:
+        """Those that were there when it looked last."""
+        return sorted(self._ranks.values(), key=lambda one: one.rank)
+
+    def _compare(self, before: Usage, usage: Usage) -> None:
+        resident = usage.resident_bytes / before.resident_bytes - 1.0
+        num_descriptors = usage.num_descriptors - before.num_descriptors
+        most = self.growth or Growth(resident, num_descriptors, 0)
+        self.growth = Growth(
+            max(most.resident, resident), max(most.num_descriptors, num_descriptors), most.num_compared + 1
+        )
 
 
 def usage_of(pid: int) -> Usage | None:

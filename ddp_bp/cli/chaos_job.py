@@ -19,7 +19,7 @@ from ddp_bp.chaos.fill import Filler
 from ddp_bp.chaos.record import Done, JobOrder, JobRecord
 from ddp_bp.chaos.schedule import Disturbance
 from ddp_bp.chaos.traces import Traces, describe_process
-from ddp_bp.chaos.usage import RankUsage, usage_of
+from ddp_bp.chaos.usage import UsageWatch, usage_of
 from ddp_bp.cli.environment import chaos_environment, has_mark, job_folder_of
 from ddp_bp.cli.output import seconds_text
 from ddp_bp.cli.processes import end_process_group, start_logged
@@ -67,7 +67,7 @@ class _Job:
         self._moved: object = None
         self._used_at = 0.0
         self._restarts: dict[int, int] = {}
-        self._usage: dict[int, RankUsage] = {}
+        self._usage = UsageWatch(lambda pid: usage_of(pid) if self._traces.owns(pid) else None)
         self._train: subprocess.Popen[bytes] | None = None
         self.record = JobRecord()
 
@@ -118,7 +118,7 @@ class _Job:
         record.num_restarts = sum(self._restarts.values())
         memory = read_memory(self._order.run_dir)
         record.num_in_place = max(record.num_in_place, memory.num_recoveries if memory else 0)
-        record.usage = sorted(self._usage.values(), key=lambda one: one.rank)
+        record.usage, record.growth = self._usage.ranks(), self._usage.growth
         for one in record.usage:
             record.problems += one.problems()
         self._note_deaths()
@@ -154,17 +154,8 @@ class _Job:
         if status["state"] == "training" and now - self._used_at > USAGE_SECONDS:
             self._used_at = now
             self._traces.look()
-            self._note_usage(status)
-
-    def _note_usage(self, status: dict[str, Any]) -> None:
-        left = _left(status)
-        # Of processes that have gone there is nothing to say.
-        self._usage = {pid: one for pid, one in self._usage.items() if pid in left.values()}
-        for rank, pid in left.items():
-            usage = usage_of(pid) if status["step"] > 0 and self._traces.owns(pid) else None
-            if usage is not None:
-                first = self._usage[pid].first if pid in self._usage else usage
-                self._usage[pid] = RankUsage(rank, first, usage)
+            if status["step"] > 0:
+                self._usage.look(_left(status), now)
 
     def _give_up(self) -> None:
         """The job hangs: keep where everybody is."""
@@ -195,6 +186,8 @@ class _Job:
             return
         disturbance = self._schedule.pop(0)
         self._quiet_seconds = 0.0
+        if status["ready"]:
+            self._usage.before_disturbance(here, now)
         awake = {rank: pid for rank, pid in here.items() if not self._disturber.is_stopped(pid)}
         victims = disturbance.victims(awake)
         doing = {row["rank"]: row["doing"] or row["phase"] for row in status["ranks"]}

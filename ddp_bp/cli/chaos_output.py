@@ -23,6 +23,11 @@ class JobResult:
     def survived(self) -> bool:
         return not self.problems
 
+    @property
+    def mean_seconds_between(self) -> float | None:
+        """From one disturbance to the next by the clock, what they cost included."""
+        return self.record.seconds / len(self.record.done) if self.record.done else None
+
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""
         record = {key: value for key, value in asdict(self.record).items() if key != "problems"}
@@ -32,6 +37,7 @@ class JobResult:
             "survived": self.survived,
             "problems": self.problems,
             "goodput": self.goodput,
+            "mean_seconds_between": self.mean_seconds_between,
             "run_dir": str(self.order.run_dir),
             **record,
         }
@@ -105,11 +111,13 @@ def show_chaos(report: ChaosReport, *, as_json: bool) -> None:
             job.record.num_starts,
             None if job.goodput is None else f"{job.goodput:.0%}",
             _most(job.record),
+            _growth(job.record),
         )
         for job in report.jobs
     ]
     print()
-    print_table(("job", "survived", "disturbed", "in place", "restarts", "starts", "goodput", "largest rank"), rows)
+    columns = ("job", "survived", "disturbed", "in place", "restarts", "starts", "goodput", "largest rank", "growth")
+    print_table(columns, rows)
     for job in report.jobs:
         for problem in job.problems:
             print(f"{job.order.name}: {problem}")
@@ -143,3 +151,10 @@ def _most(record: JobRecord) -> str | None:
         return None
     memory = max(one.last.resident_bytes for one in record.usage)
     return f"{size_text(memory)}, {max(one.last.num_descriptors for one in record.usage)} files"
+
+
+def _growth(record: JobRecord) -> str | None:
+    """By how much the process of a rank has grown while others died: memory and open files."""
+    if record.growth is None:
+        return None
+    return f"{record.growth.resident:+.1%}, {record.growth.num_descriptors:+d} files"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ddp_bp.chaos.fill import LIMIT_BYTES, Filler, check_may_fill
-from ddp_bp.chaos.usage import RankUsage, Usage
+from ddp_bp.chaos.usage import WARM_SECONDS, Growth, RankUsage, Usage, UsageWatch
 from ddp_bp.chaos.verdict import SAME, differences, problems_of_run
 from ddp_bp.errors import InputError
 
@@ -42,6 +42,28 @@ def test_ranks_may_hold_a_little_more_and_not_much_more() -> None:
     memory, files = RankUsage(2, first, Usage(410_000_000, 73)).problems()
     assert memory == "rank 2: expected at most 400 MB of resident memory after beginning with 200 MB, got 410 MB"
     assert files == "rank 2: expected at most 72 open files after beginning with 40, got 73"
+
+
+def test_growth_is_that_of_a_process_from_one_disturbance_to_a_later_one_among_as_many_ranks() -> None:
+    held = {1: Usage(100, 30), 2: Usage(200, 40)}
+    watch = UsageWatch(held.get)
+    watch.look({0: 1, 1: 2}, now=10.0)
+    watch.before_disturbance({0: 1, 1: 2}, now=10.0)
+    held[1] = Usage(150, 39)
+    # Only now is it warm.
+    watch.before_disturbance({0: 1, 1: 2}, now=10.0 + WARM_SECONDS)
+    assert watch.growth is None
+    held[1] = Usage(300, 60)
+    watch.before_disturbance({0: 1}, now=30.0)
+    assert watch.growth is None, "it is alone, and another might hold as much"
+    held[1], held[2] = Usage(153, 38), Usage(200, 42)
+    watch.before_disturbance({0: 1, 1: 2}, now=40.0)
+    assert watch.growth is not None
+    assert watch.growth == Growth(pytest.approx(0.02), 2, 2)
+    del held[2]
+    watch.look({0: 1, 1: 2}, now=41.0)
+    watch.look({0: 1}, now=42.0)
+    assert watch.ranks() == [RankUsage(0, Usage(100, 30), Usage(153, 38))]
 
 
 def test_only_a_small_file_system_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

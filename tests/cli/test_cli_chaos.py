@@ -13,7 +13,7 @@ import pytest
 
 from ddp_bp.chaos.points import Round
 from ddp_bp.chaos.record import Done, JobOrder, JobRecord
-from ddp_bp.chaos.usage import RankUsage, Usage
+from ddp_bp.chaos.usage import Growth, RankUsage, Usage
 from ddp_bp.cli.chaos import chaos, fault_kinds, points_named
 from ddp_bp.cli.chaos_orders import Orders
 from ddp_bp.cli.chaos_output import ChaosReport, JobResult, show_chaos
@@ -91,7 +91,7 @@ def order(name: str, rounds: Sequence[Round] = ()) -> JobOrder:
 
 
 def report() -> ChaosReport:
-    record = JobRecord(0, 2.0, num_starts=1, num_in_place=2, num_restarts=1)
+    record = JobRecord(0, 2.0, num_starts=1, num_in_place=2, num_restarts=1, growth=Growth(0.0123, 0, 7))
     record.done.append(Done(0.5, "kill", "rank 2 (process 17, forward)", [2], 11, ["forward"]))
     record.usage.append(RankUsage(0, Usage(70_000_000, 30), Usage(80_000_000, 33)))
     problem = "weights_sha256: expected ab, as undisturbed, got ba"
@@ -102,7 +102,22 @@ def report() -> ChaosReport:
 def test_the_table_has_a_line_for_each_job_and_says_what_was_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     show_chaos(report(), as_json=False)
     _, _, first, second, *rest = capsys.readouterr().out.splitlines()
-    assert first.split() == ["seed-7", "yes", "1", "2", "1", "1", "42%", "80.0", "MB,", "33", "files"]
+    assert first.split() == [
+        "seed-7",
+        "yes",
+        "1",
+        "2",
+        "1",
+        "1",
+        "42%",
+        "80.0",
+        "MB,",
+        "33",
+        "files",
+        "+1.2%,",
+        "+0",
+        "files",
+    ]
     assert second.split()[:3] == ["seed-8", "NO", "0"]
     assert rest[0] == "seed-8: weights_sha256: expected ab, as undisturbed, got ba"
     assert rest[2].startswith("1 of 2 survived")
@@ -115,6 +130,8 @@ def test_json_has_the_same_and_more(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown["jobs"][0]["done"][0]["doing"] == ["forward"]
     assert shown["jobs"][0]["usage"][0]["last"]["num_descriptors"] == 33
     assert shown["undisturbed"]["weights_sha256"] == UNDISTURBED["weights_sha256"]
+    assert shown["jobs"][0]["growth"] == {"resident": 0.0123, "num_descriptors": 0, "num_compared": 7}
+    assert shown["jobs"][0]["mean_seconds_between"] == 2.0 and shown["jobs"][1]["mean_seconds_between"] is None
     assert shown["points"] == []
 
 

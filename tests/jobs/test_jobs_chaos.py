@@ -21,7 +21,17 @@ def test_a_job_survives_everything_that_a_seed_does_to_it(
     run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict
 ) -> None:
     before = leftovers()
-    options = ["--faults", "kill,stop,coordinator,launcher", "--seed", 24, "--every", 0.3, "--json"]
+    options = [
+        "--faults",
+        "kill,stop,coordinator,launcher",
+        "--seed",
+        24,
+        "--every",
+        0.3,
+        "--disturbances",
+        12,
+        "--json",
+    ]
     options += ["--set", "fault.silence_seconds=4", "--run-dir", tmp_path / "chaos"]
     result = run_ddp_bp("chaos", slow_recipe, "-n", 3, *options, timeout_seconds=110)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -31,7 +41,8 @@ def test_a_job_survives_everything_that_a_seed_does_to_it(
     assert job["survived"] and job["problems"] == []
     assert [done["kind"] for done in job["done"]][:2] == ["coordinator", "launcher"]
     assert job["num_starts"] >= 2
-    assert 0 < job["goodput"] < 1.2
+    assert 2 <= len(job["done"]) <= 12
+    assert 0 < job["goodput"] < 1.2 and job["mean_seconds_between"] == job["seconds"] / len(job["done"])
     assert processes_of(tmp_path / "chaos") == []
     assert leftovers() == before
 
