@@ -24,7 +24,7 @@ name = "digits"
 input_shape = [1, 8, 8]
 [train]
 epochs = 1
-batch_size = 71
+batch_size = 142
 shards = 7
 ema_decay = 0.9
 [optimizer]
