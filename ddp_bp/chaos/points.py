@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from ddp_bp.chaos.joins import draw_joins, most_joins
 from ddp_bp.worker.death import POINTS, Death, Point
 
 AFTER_A_DEATH: Final[tuple[Point, ...]] = ("recovery",)
 """Points that nobody comes to before another rank has died, which each round of theirs needs as well."""
 _FIRST_DEATHS: Final[tuple[Point, ...]] = tuple(
-    point for point in POINTS if point not in ("checkpoint", *AFTER_A_DEATH)
+    point for point in POINTS if point not in ("checkpoint", "join", *AFTER_A_DEATH)
 )
 # How often a point may be passed before: calls of a shard, lines of an optimizer, calls in a recovery.
 _MOST_PASSES: Final = {"forward": 20, "backward": 20, "optimizer": 40, "recovery": 400}
@@ -34,22 +35,31 @@ class Round:
 
 def most_rounds(point: Point, num_ranks: int, num_steps: int) -> int:
     """How many rounds a job can have, if two ranks are to die at once in one, and all but one of three in the last."""
+    if point == "join":
+        return max(1, min(most_joins(num_ranks), num_steps // 4))
     ranks = (num_ranks - 2) // 2 if point in AFTER_A_DEATH else num_ranks - 3
     return max(1, min(ranks, num_steps // 4))
 
 
 def draw_rounds(seed: int, point: Point, num_rounds: int, num_ranks: int, num_steps: int) -> list[Round]:
-    """The rounds of a job, for consecutive seeds from `seed` on; at most `most_rounds`. One rank is left after them.
+    """The rounds of a job, for consecutive seeds from `seed` on; at most `most_rounds`. One rank is left after them,
+    but for "join", where `joins` says what there is.
 
     A job of one round leaves as many as its seed says. A death at a point that comes after one needs one before, at any
     other point: of another rank, in the same step.
     """
     draw = random.Random(f"deaths {seed} {point}")
+    if point == "join":
+        joins = draw_joins(draw, _draw_steps(draw, num_rounds, num_steps), num_ranks, _FIRST_DEATHS)
+        return [
+            Round(number, point, tuple(sorted(deaths, key=lambda death: death.rank)))
+            for number, deaths in enumerate(joins, start=seed)
+        ]
     victims = draw.sample(range(num_ranks), num_ranks)
     rounds = []
     counts = _draw_counts(draw, point, num_rounds, num_ranks)
     for number, (count, step) in enumerate(zip(counts, _draw_steps(draw, num_rounds, num_steps), strict=True)):
-        points = [point] * count
+        points: list[Point] = [point] * count
         if point in AFTER_A_DEATH and count < len(victims) - 1:
             points.append(draw.choice(_FIRST_DEATHS))
         deaths = [Death(victims.pop(), where, step, _draw_passes(draw, where)) for where in points]

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ddp_bp.chaos.fill import check_may_fill
+from ddp_bp.chaos.joins import FEWEST_RANKS
 from ddp_bp.chaos.points import AFTER_A_DEATH
 from ddp_bp.chaos.record import JobOrder, JobRecord
 from ddp_bp.chaos.schedule import DEFAULT_KINDS, KINDS, MOST_DISTURBANCES, Kind
@@ -178,7 +179,8 @@ def _check_options(num_workers: int, points: Sequence[Point], others: Sequence[o
             "--at says what happens and when; --faults, --every and --disturbances cannot be given with it"
         )
     for point in points:
-        if num_workers < (needed := 3 if point in AFTER_A_DEATH else 2):
+        needed = FEWEST_RANKS if point == "join" else 3 if point in AFTER_A_DEATH else 2
+        if num_workers < needed:
             raise click.UsageError(f"--at {point}: expected at least -n {needed}, so that somebody is left")
 
 

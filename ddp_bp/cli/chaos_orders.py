@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from ddp_bp.chaos.joins import num_spares
 from ddp_bp.chaos.points import Round, draw_rounds, most_rounds, steps_between_checkpoints
 from ddp_bp.chaos.record import JobOrder
 from ddp_bp.chaos.schedule import Disturbance, Kind, draw_schedule
@@ -41,16 +42,19 @@ class Orders:
 
     def dying(self, seed: int, times: int, points: Sequence[Point], num_steps: int) -> Iterator[JobOrder]:
         """So many jobs that ranks die `times` times at each point. Nobody takes the place of the dead, of whom there
-        are more to come."""
+        are more to come, but spares, where they are to die while they do so."""
         for point in points:
             at_once = most_rounds(point, self.num_workers, num_steps)
             for first in range(seed, seed + times, at_once):
                 num_rounds = min(at_once, seed + times - first)
                 rounds = draw_rounds(first, point, num_rounds, self.num_workers, num_steps)
-                settings = {"fault.respawn": "false"}
+                settings, num_workers = {"fault.respawn": "false"}, self.num_workers
                 if point == "checkpoint":
                     settings["checkpoint.every_steps"] = str(steps_between_checkpoints(num_rounds, num_steps))
-                yield self._order(f"{point}-{first}", first, settings, rounds=rounds)
+                if point == "join":
+                    num_workers -= num_spares(num_rounds)
+                    settings["fault.spares"] = str(num_spares(num_rounds))
+                yield self._order(f"{point}-{first}", first, settings, rounds=rounds, num_workers=num_workers)
 
     def _order(
         self,
@@ -60,19 +64,20 @@ class Orders:
         *,
         schedule: Sequence[Disturbance] = (),
         rounds: Sequence[Round] = (),
+        num_workers: int | None = None,
     ) -> JobOrder:
         run_dir, mark = self.folder / name, secrets.token_hex(8)
-        command = self._command(run_dir, settings)
+        command = self._command(run_dir, settings, num_workers or self.num_workers)
         return JobOrder(name, command, run_dir, mark, self.patience_seconds, seed, schedule, rounds)
 
-    def _command(self, run_dir: Path, settings: Mapping[str, str]) -> list[str]:
+    def _command(self, run_dir: Path, settings: Mapping[str, str], num_workers: int) -> list[str]:
         """The command line of `ddp-bp train`, which goes on with what is in `run_dir`.
 
         `settings`: of the recipe, unless the user sets them.
         """
         keys = {override.partition("=")[0].strip() for override in self.overrides}
         overrides = [*(f"{key}={value}" for key, value in settings.items() if key not in keys), *self.overrides]
-        command = [sys.executable, "-m", "ddp_bp", "train", self.recipe, "-n", str(self.num_workers)]
+        command = [sys.executable, "-m", "ddp_bp", "train", self.recipe, "-n", str(num_workers)]
         command += ["--run-dir", str(run_dir)]
         command += [argument for override in overrides for argument in ("--set", override)]
         return [*command, *([] if self.binds else ["--no-bind"])]

@@ -29,6 +29,7 @@ from ddp_bp.worker.checkpointing import Checkpointing
 from ddp_bp.worker.loop import TrainingLoop
 from ddp_bp.worker.objective import Objective
 from ddp_bp.worker.recovery import Recovery
+from ddp_bp.worker.team import brief, build_team
 from ddp_bp.worker.update import Update
 
 Point = Literal[
@@ -41,11 +42,13 @@ Point = Literal[
     "before-commit",
     "checkpoint",
     "recovery",
+    "join",
 ]
 """In the order of a step. `forward`, `backward`: in the middle of that of a shard; `before-agree`: all is computed and
 noted, and nobody else has been told; `agree`: this rank knows that all were ready; `reduce`: before a block of its
 slice is summed; `optimizer`: in the middle of changing a block; `before-commit`: its slice is done; `checkpoint`: its
-part has begun to be sent; `recovery`: while it goes on without another rank."""
+part has begun to be sent; `recovery`: while it goes on without another rank; `join`: while a spare joins the team that
+goes on, or is told where that stands."""
 POINTS: Final[tuple[Point, ...]] = get_args(Point)
 
 
@@ -88,6 +91,7 @@ _PLACES: Mapping[Point, _Place] = MappingProxyType(
         "before-commit": _Place(frozenset({_BARRIER})),
         "checkpoint": _Place(_codes(Checkpointing.begin), "return"),
         "recovery": _Place(_codes(Recovery.run, TrainingLoop.go_on), inside=True, module="ddp_bp"),
+        "join": _Place(_codes(build_team, brief, TrainingLoop._brief_newcomers), inside=True, module="ddp_bp"),
     }
 )
 _SAID = re.compile(r"ddp-bp: rank (?P<rank>\d+) kills itself at step (?P<step>\d+): (?P<point>[a-z-]+)$")

@@ -7,6 +7,7 @@ import statistics
 import pytest
 
 from ddp_bp.chaos.announced import rounds_that_were
+from ddp_bp.chaos.joins import num_spares
 from ddp_bp.chaos.points import Round, draw_rounds, most_rounds, steps_between_checkpoints
 from ddp_bp.chaos.schedule import DEFAULT_KINDS, KINDS, MOST_DISTURBANCES, Disturbance, Kind, draw_schedule
 from ddp_bp.worker.death import POINTS, Death, Point, decode_deaths, encode_deaths
@@ -54,7 +55,7 @@ def deaths_of(rounds: list[Round]) -> list[Death]:
     return [death for one in rounds for death in one.deaths]
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", [point for point in POINTS if point != "join"])
 @pytest.mark.parametrize("num_ranks", [3, 4, 7, 8])
 @pytest.mark.parametrize("is_full", [False, True])
 def test_somebody_is_left_of_those_that_die_at_a_point(point: Point, num_ranks: int, is_full: bool) -> None:
@@ -77,6 +78,29 @@ def test_somebody_is_left_of_those_that_die_at_a_point(point: Point, num_ranks: 
     assert {death.rank for rounds in drawn for death in deaths_of(rounds)} == set(range(num_ranks))
     if num_rounds == 1:
         assert {len(one.deaths) for rounds in drawn for one in rounds} >= {2, num_ranks - 1}
+
+
+@pytest.mark.parametrize(("num_ranks", "num_rounds"), [(4, 1), (5, 1), (7, 2), (8, 2), (9, 3)])
+def test_while_spares_join_they_die_or_others_do(num_ranks: int, num_rounds: int) -> None:
+    assert most_rounds("join", num_ranks, 100) == num_rounds
+    size, kinds = num_ranks - num_spares(num_rounds), set()
+    for seed in range(200):
+        rounds = draw_rounds(seed, "join", num_rounds, num_ranks, 100)
+        assert rounds == draw_rounds(seed, "join", num_rounds, num_ranks, 100)
+        waiting, team = list(range(size, num_ranks)), set(range(size))
+        for one in rounds:
+            first, second = sorted(one.deaths, key=lambda death: death.point == "join")
+            assert first.point != "join" and second.point == "join" and first.step >= 1
+            assert first.rank in team
+            team.remove(first.rank)
+            kinds.add(second.rank in team)
+            # Whoever is called dies, so that one more is; or two are called.
+            called = [waiting.pop(0), waiting.pop(0)]
+            team |= set(called)
+            assert second.step == (first.step if second.rank not in called else 0)
+            team.remove(second.rank)
+            assert len(team) == size
+    assert kinds == ({False} if size == 2 else {False, True})
 
 
 def test_eight_ranks_die_at_a_point_five_times_in_a_job() -> None:
