@@ -161,7 +161,7 @@ def _own_death(rank: int, num_starts: int) -> Death | None:
     return next((death for death in deaths if death.rank == rank), None)
 
 
-def _spares_of(invocation: Invocation, communicator: Communicator) -> int:
+def spares_of(invocation: Invocation, communicator: Communicator) -> int:
     """How many of the ranks that a launcher of the user's own has started are to wait."""
     try:
         num_spares = load_recipe(invocation.recipe, invocation.overrides)[0].fault.spares
@@ -195,7 +195,7 @@ class _Root:
     ) -> None:
         self._invocation = invocation
         self.run_dir = invocation.run_dir or options.default_run_dir(invocation.recipe)
-        num_spares = invocation.num_spares if invocation.supervised else _spares_of(invocation, communicator)
+        num_spares = invocation.num_spares if invocation.supervised else spares_of(invocation, communicator)
         num_workers = communicator.size - num_spares
         prepared = prepare(
             invocation.recipe,
