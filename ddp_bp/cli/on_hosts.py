@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ddp_bp.cli.attempt import JobStart
 from ddp_bp.cli.host_check import report_host
 from ddp_bp.cli.host_preflight import Answers, ask_hosts, check_answers, clock_warnings, probe_file
 from ddp_bp.cli.hosts import described
+from ddp_bp.cli.job_start import JobStart
 from ddp_bp.cli.kernels import Kernels
 from ddp_bp.cli.network import is_this_host
 from ddp_bp.cli.prepare import Prepared, warn

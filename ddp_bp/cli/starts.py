@@ -8,7 +8,8 @@ import contextlib
 import time
 from dataclasses import replace
 
-from ddp_bp.cli.attempt import JobStart, run_attempt
+from ddp_bp.cli.attempt import run_attempt
+from ddp_bp.cli.job_start import JobStart
 from ddp_bp.cli.on_hosts import HostCheck
 from ddp_bp.cli.prepare import Prepared
 from ddp_bp.cli.resize import Resizing, ranks_text

@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 
 from ddp_bp.cli import options
-from ddp_bp.cli.attempt import JobStart
 from ddp_bp.cli.hosts import described
+from ddp_bp.cli.job_start import JobStart
 from ddp_bp.cli.kernels import Kernels, settle_kernels
 from ddp_bp.cli.launcher import find_launcher, recovers_in_place, recovery_line
 from ddp_bp.cli.on_hosts import HostCheck

@@ -11,10 +11,10 @@ import pytest
 from test_cli_host_preflight import FOUND, OLDER, OWN, like_own
 
 from ddp_bp.cli import on_hosts as subject
-from ddp_bp.cli.attempt import JobStart
 from ddp_bp.cli.host_check import HostReport
 from ddp_bp.cli.host_preflight import Answers
 from ddp_bp.cli.hosts import Host
+from ddp_bp.cli.job_start import JobStart
 from ddp_bp.cli.launcher import Launcher
 from ddp_bp.cli.on_hosts import HostCheck
 from ddp_bp.cli.placement import Placement

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ddp_bp.cli import starts as subject
-from ddp_bp.cli.attempt import JobStart
+from ddp_bp.cli.job_start import JobStart
 from ddp_bp.cli.launcher import Launcher
 from ddp_bp.cli.placement import Placement
 from ddp_bp.cli.run_hold import RunHold, ask_to_stop, hold_run
