@@ -109,6 +109,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PYTHON",
         help="an interpreter whose environment has another MPI: jobs of both must have the same bits",
     )
+    parser.addoption(
+        "--partition-seconds",
+        type=float,
+        default=8.0,
+        metavar="SECONDS",
+        help="how long the link between hosts is cut in the test in which it is mended again",
+    )
     parser.addoption("--strict-no-skip", action="store_true", help="fail if any test is skipped, as CI does")
 
 

@@ -12,3 +12,10 @@ def hosts(tmp_path_factory: pytest.TempPathFactory):
         pytest.skip(reason)
     with Hosts(3, tmp_path_factory.mktemp("hosts")) as made:
         yield made
+
+
+@pytest.fixture
+def partition_seconds(request: pytest.FixtureRequest) -> float:
+    """How long a link is cut that is mended again."""
+    seconds: float = request.config.getoption("--partition-seconds")
+    return seconds

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -129,3 +131,46 @@ def test_a_host_that_is_lost_costs_a_restart_on_the_others_and_no_bit(
     assert summary["resumed_from_step"] >= 5
     assert {key: summary[key] for key in SAME} == {key: undisturbed[key] for key in SAME}
     wait_until(lambda: not processes_of(run_dir), "the end of all ranks", 10)
+
+
+def test_a_partition_that_ends_commits_nothing_twice(
+    hosts: Hosts, recipe: Path, tmp_path: Path, partition_seconds: float
+) -> None:
+    """The job goes on with the one rank on its coordinator's host; the other three live, and are back in the middle."""
+    h1, h2, h3 = hosts.addresses
+    # An epoch has 21 steps, of 0.4 s at least on that rank; so there are some left when the others are back.
+    epochs = ["--set", f"train.epochs={math.ceil((partition_seconds + 3) / 0.4 / 21)}"]
+    undisturbed = run_to_end(
+        ddp_bp("train", recipe.parent / "quick.toml", *epochs, "--run-dir", tmp_path / "alone"), 90
+    )
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    run_dir = tmp_path / "run"
+    # They wait for longer than the link is away: who ends by itself does no harm.
+    options = [*epochs, "--set", "fault.silence_seconds=4", "--set", f"fault.orphan_seconds={partition_seconds + 30}"]
+    process = start(train(hosts, recipe, run_dir, f"{h1}:1,{h2}:2,{h3}:1", *options), **hosts.environment())
+    try:
+        wait_until(lambda: list((run_dir / "checkpoints").glob("step-*")), "the first checkpoint")
+        hosts.cut(0)
+        back_at = time.monotonic() + partition_seconds
+        wait_until(lambda: time.monotonic() >= back_at, "the end of the partition", partition_seconds + 5)
+        assert process.poll() is None, "training was over before"
+        cut_off = [pid for index in (1, 2) for pid in hosts.processes(index)]
+        hosts.cut(0, again=True)
+        assert cut_off, "the ranks of the other side have not waited"
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in cut_off), "the end of those ranks", 20)
+        _, stderr = process.communicate(timeout=60 + 2 * partition_seconds)
+    finally:
+        end_tree(process)
+        hosts.cut(0, again=True)
+        for index in range(3):
+            hosts.start(index)
+    assert process.returncode == 0, stderr
+    summary = summary_of(run_dir)
+    assert summary["recoveries"] == 1
+    expected = summary_of(tmp_path / "alone")
+    assert {key: summary[key] for key in SAME} == {key: expected[key] for key in SAME}
+    verified = run_to_end(ddp_bp("ledger", "verify", run_dir, "--json"), 60)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert json.loads(verified.stdout)["samples"] == expected["samples"]
+    lines = (run_dir / "ledger.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(summary["steps"])), "each step once"
