@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_histories import assert_ledger_is_one_history, assert_same
+from job_histories import assert_is_the_same_run, assert_ledger_is_one_history, assert_same
 from support import ddp_bp, processes_of, status_of, summary_of, wait_for_step, wait_until
 
 pytestmark = pytest.mark.mpi
@@ -81,6 +81,24 @@ def test_a_stopped_rank_is_evicted_also_when_all_others_have_been_killed(
     summary = summary_of(run_dir)
     assert summary["world_size"] == 3
     assert_same(summary, undisturbed)
+
+
+@pytest.mark.ulfm
+def test_the_others_go_on_in_place_without_a_rank_that_is_evicted(
+    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--run-dir", run_dir, "--set", "fault.silence_seconds=2"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 3, *options))
+    pid = wait_for_step(run_dir, 10)["ranks"][1]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "rank 1 has died; 2 of 3 ranks go on from step " in stderr and "restart" not in stderr
+    (fault,) = faults_of(run_dir)
+    assert (fault["reason"], fault["done"], fault["ranks"][0]["pid"]) == ("silent", {"1": "killed"}, pid)
+    summary = assert_is_the_same_run(run_dir, undisturbed)
+    assert (summary["recoveries"], summary["world_size"], summary["resumed_from_step"]) == (1, 2, None)
 
 
 def test_a_rank_that_hangs_is_shown_to_the_line_and_evicted_and_costs_no_bit(
