@@ -139,6 +139,7 @@ class _Watch:
     view: TrainingView
     seen: Seen = field(default_factory=Seen)
     was_stopped: bool = False
+    was_told_to_change: bool = False
     outcome: int | None = None
     left_at_once: bool = False
     began: float = field(default_factory=time.time)
@@ -218,7 +219,7 @@ class _Watch:
                 self.change.follow(status, time.monotonic())
             cause = self.change.told(self._look, time.monotonic())
             if cause is not None and told_wish != self.coordinator.num_takeovers:
-                told_wish = self.coordinator.num_takeovers
+                told_wish, self.was_told_to_change = self.coordinator.num_takeovers, True
                 self._tell_to_stop(cause)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.mpirun.wait(POLL_SECONDS)
@@ -238,6 +239,10 @@ class _Watch:
         if self.left_at_once:
             return Attempt(Ending.ASKED, exit_code=stop_exit_code(self.asked))
         if self.outcome is not None:
+            if self.was_told_to_change and wish is not None and wish.cause != "too_few":
+                # It failed because it was to stop, such as when the disk is full by now, and not for what it computes:
+                # there was a checkpoint a moment ago. If it did, the next start ends with the same error.
+                return Attempt(Ending.DEATH, why=f"the ranks failed when they were to stop ({wish.why})")
             return Attempt(Ending.ERROR, exit_code=self.outcome)
         if code in STOP_EXIT_CODES.values() and broken is None:
             # A rank that was told to leave, and could not save a checkpoint in time.

@@ -12,6 +12,7 @@ import numpy as np
 
 from ddp_bp import nn
 from ddp_bp.cli.environment import launched_ranks
+from ddp_bp.errors import DistributedError
 from ddp_bp.worker.checkpointing import Checkpointing
 from ddp_bp.worker.comparison import Comparison
 
@@ -238,3 +239,17 @@ def dying_after_evaluation(input_shape, num_outputs):
 
         Comparison.run = run
     return slow(input_shape, num_outputs, 0.005)
+
+
+def full_disk_at_the_first_end(input_shape, num_outputs):
+    """The slow model; the last checkpoint of the first start cannot be written. A file beside this one says so."""
+    mark, save_now = Path(__file__).with_name("was full"), Checkpointing.save_now
+    if launched_rank() is not None and not mark.exists():
+
+        def fail(self, request_id, answers="", *, is_last_try=True):
+            save_now(self, request_id, answers, is_last_try=is_last_try)
+            mark.touch()
+            raise DistributedError("the checkpoint was not saved: no space left")
+
+        Checkpointing.save_now = fail
+    return slow(input_shape, num_outputs)

@@ -56,6 +56,21 @@ def test_a_job_grows_and_shrinks_on_demand(
     assert ended.returncode == 2 and "no job is running" in ended.stderr
 
 
+def test_a_job_whose_disk_is_full_by_the_time_it_stops_for_other_ranks_goes_on(
+    start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--set", "model.factory=job_models:full_disk_at_the_first_end"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
+    wait_for_step(run_dir, 3)
+    assert run_ddp_bp("scale", run_dir, "-n", 3, "--timeout", 0).returncode == 0
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "the checkpoint was not saved: no space left" in stderr
+    assert "restart 1 of 3: the ranks failed when they were to stop (3 ranks asked for); going on from step " in stderr
+    assert assert_is_the_same_run(run_dir, undisturbed)["world_size"] == 3
+
+
 def test_a_stop_while_ranks_are_started_anew_takes_effect(
     start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path
 ) -> None:
