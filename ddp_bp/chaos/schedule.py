@@ -53,12 +53,15 @@ def draw_schedule(
 ) -> list[Disturbance]:
     """The disturbances of a job, in order; the same for the same arguments.
 
-    The time before each is drawn from an exponential distribution of that mean, so that several may come at once.
+    The time before each is drawn from an exponential distribution of that mean, so that several may come at once. Only
+    the first comes after the mean at the latest: a job in which nothing happens shows nothing.
     """
     draw = random.Random(f"disturbances {seed}")
-    schedule = []
+    schedule: list[Disturbance] = []
     for _ in range(most):
         wait_seconds, kind = draw.expovariate(1.0 / mean_seconds), draw.choice(kinds)
+        if not schedule:
+            wait_seconds = min(wait_seconds, mean_seconds)
         order = tuple(draw.sample(range(num_ranks), num_ranks))
         ends, pause_seconds = draw.random() >= _STOPPED_FOR_GOOD, draw.uniform(0.1, _LONGEST_PAUSE_SECONDS)
         is_pause = kind == "stop" and ends

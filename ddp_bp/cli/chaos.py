@@ -144,7 +144,7 @@ def chaos(
     def say(text: str) -> None:
         print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
 
-    orders = Orders(recipe, num_workers, overrides, binds, folder, patience_seconds)
+    orders = Orders(recipe, num_workers, overrides, binds, folder, patience_seconds, loaded.fault.spares)
     with stop_signals() as asked:
         say(f"undisturbed, on {num_workers} workers: {folder / 'undisturbed'}")
         first = run_job(orders.undisturbed(), asked, say)

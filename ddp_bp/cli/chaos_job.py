@@ -35,6 +35,8 @@ END_SECONDS = 10.0
 """How long what a killed launcher leaves may take to end: twice what is promised."""
 FULL_SECONDS = 30.0
 """How long a file system stays full if no checkpoint fails."""
+AFTERMATH_SECONDS = 10.0
+"""After a file system has been freed, how long a job may take to end because its last checkpoint found no room."""
 STACKS_FILE = "chaos-stacks.json"
 
 
@@ -58,6 +60,7 @@ class _Job:
         self._disturber = Disturber(self._traces)
         self._filler = Filler(order.run_dir.parent / f"filling-{order.name}")
         self._full_until: float | None = None
+        self._freed_at = float("-inf")
         self._num_failures = 0
         self._schedule = list(order.schedule)
         self._quiet_seconds = 0.0
@@ -86,7 +89,9 @@ class _Job:
             if self._full_until is not None:
                 self._free_in_time(status, code, now)
             elif code is not None:
-                break
+                if code == 0 or now - self._freed_at > AFTERMATH_SECONDS:
+                    break
+                self._start_after_want_of_room(code)
             if self._train.poll() is not None:
                 continue
             self._disturber.wake(now)
@@ -155,7 +160,7 @@ class _Job:
             self._used_at = now
             self._traces.look()
             if status["step"] > 0:
-                self._usage.look(_left(status), now)
+                self._usage.look(_working(status), now)
 
     def _give_up(self) -> None:
         """The job hangs: keep where everybody is."""
@@ -175,7 +180,7 @@ class _Job:
 
     def _disturb_if_due(self, status: dict[str, Any], now: float) -> None:
         """The next disturbance, once the job has trained for long enough since the last one."""
-        here = {rank: pid for rank, pid in _left(status).items() if self._traces.owns(pid)}
+        here = {rank: pid for rank, pid in _working(status).items() if self._traces.owns(pid)}
         waits_for_eviction = self._disturber.some_are_stopped_for_good
         if not self._schedule or status["state"] != "training" or not here or waits_for_eviction:
             return
@@ -255,14 +260,18 @@ class _Job:
         has_failed = status is not None and status["checkpoints"]["failures"] > self._num_failures
         if not has_failed and code is None and now < (self._full_until or 0.0):
             return
-        self._full_until = None
+        self._full_until, self._freed_at = None, now
         self._filler.free()
         why = "a checkpoint failed" if has_failed else f"no checkpoint failed within {FULL_SECONDS:g} s"
+        self._say(f"file system freed: {'the job ended' if code else why}")
         if code is not None and code != 0:
-            why = f"the job ended with exit code {code}, and was started again"
-        self._say(f"file system freed: {why}")
-        if code is not None and code != 0:
-            self._start()
+            self._start_after_want_of_room(code)
+
+    def _start_after_want_of_room(self, code: int) -> None:
+        """A job that cannot save its last checkpoint says so and ends; whoever makes room starts it again."""
+        self._freed_at = float("-inf")
+        self._say(f"the job ended with exit code {code}, and is started again")
+        self._start()
 
     def _tell(self, done: Done) -> None:
         self.record.done.append(done)
@@ -281,10 +290,10 @@ class _Job:
             self._say(f"rank {', '.join(map(str, missing))} did not come to the point at which it was to die")
 
 
-def _left(status: dict[str, Any]) -> dict[int, int]:
-    """The processes of the ranks that are left, by their number at the start."""
-    lost = set(status["lost_ranks"])
-    return {row["rank"]: row["pid"] for row in status["ranks"] if row["connected"] and row["rank"] not in lost}
+def _working(status: dict[str, Any]) -> dict[int, int]:
+    """The processes of the ranks that are left and are no spares, by their number at the start."""
+    others = {*status["lost_ranks"], *status["spare_ranks"]}
+    return {row["rank"]: row["pid"] for row in status["ranks"] if row["connected"] and row["rank"] not in others}
 
 
 def _described(pids: Sequence[int]) -> str:

@@ -18,7 +18,8 @@ from ddp_bp.worker.death import Point
 
 @dataclass(frozen=True)
 class Orders:
-    """Writes the orders of all jobs, which train the same; see the options of `ddp-bp chaos`."""
+    """Writes the orders of all jobs, which train the same; see the options of `ddp-bp chaos`. `num_spares`: that the
+    recipe keeps."""
 
     recipe: str
     num_workers: int
@@ -26,6 +27,7 @@ class Orders:
     binds: bool
     folder: Path
     patience_seconds: float
+    num_spares: int = 0
 
     def undisturbed(self) -> JobOrder:
         """The one that all others are compared with."""
@@ -35,8 +37,10 @@ class Orders:
         self, seed: int, times: int, kinds: Sequence[Kind], mean_seconds: float, most_disturbances: int
     ) -> Iterator[JobOrder]:
         """One job for each of `times` seeds, disturbed from outside, which starts again as often as it must."""
+        # Those that have taken the place of others can be disturbed as well.
+        num_ranks = self.num_workers + self.num_spares
         for number in range(seed, seed + times):
-            schedule = draw_schedule(number, kinds, mean_seconds, self.num_workers, most_disturbances)
+            schedule = draw_schedule(number, kinds, mean_seconds, num_ranks, most_disturbances)
             settings = {"fault.max_restarts": str(most_disturbances)}
             yield self._order(f"seed-{number}", number, settings, schedule=schedule)
 

@@ -26,6 +26,7 @@ def test_all_kinds_and_ranks_come_up_and_waits_have_the_mean_that_was_asked_for(
     schedule = [one for seed in range(100) for one in draw_schedule(seed, DEFAULT_KINDS, 2.0, 4)]
     assert {one.kind for one in schedule} == set(DEFAULT_KINDS)
     assert {one.order[0] for one in schedule} == {0, 1, 2, 3}
+    assert max(draw_schedule(seed, KINDS, 2.0, 4)[0].wait_seconds for seed in range(100)) == 2.0
     assert 1.8 < statistics.mean(one.wait_seconds for one in schedule) < 2.2
     stops = [one for one in schedule if one.kind == "stop"]
     assert 0.15 < sum(one.pause_seconds is None for one in stops) / len(stops) < 0.35

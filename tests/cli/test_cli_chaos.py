@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,11 @@ def test_what_the_user_sets_counts() -> None:
     first, second = orders().disturbed(3, 2, ("kill",), 1.0, 200)
     assert (first.name, second.seed, len(first.schedule)) == ("seed-3", 4, 200)
     assert settings_of(first) == ["fault.max_restarts=200"]
+
+
+def test_ranks_that_were_spares_are_disturbed_as_well() -> None:
+    (job,) = replace(orders(), num_spares=3).disturbed(0, 1, ("kill",), 1.0, 20)
+    assert {rank for one in job.schedule for rank in one.order} == set(range(8 + 3))
 
 
 def order(name: str, rounds: Sequence[Round] = ()) -> JobOrder:
