@@ -32,7 +32,8 @@ def test_spares_step_in_one_after_another_until_none_of_the_first_team_is_left(
     start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
 ) -> None:
     run_dir, before = tmp_path / "run", leftovers()
-    options = ["--set", "fault.spares=3", "--set", "fault.respawn=true"]
+    # Slower steps, so that none of what is waited for can be over before it is seen.
+    options = ["--set", "fault.spares=3", "--set", "fault.respawn=true", "--set", "model.options.sleep_seconds=0.04"]
     process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
     first = wait_for_step(run_dir, 5)
     assert (first["world_size"], first["spare_ranks"], first["shards"]) == (2, [2, 3, 4], 3)
