@@ -169,6 +169,8 @@ class TrainingLoop:
                 raise NodeLostError("all ranks that had trained have died; the job must go on from a checkpoint")
             self._brief_newcomers(said_by_rank.index(everyone[0]))
             has_evaluated = self._progress.evaluated_at_step == self._progress.step
+            # Whoever has just joined has the rates of this step, and the others may have those of the step before.
+            self._job.schedule.apply(self._progress.step)
         # Of the checkpoint under way the dead rank's part is missing, so that it is begun anew.
         self._checkpoint_owed = any(said.owes_checkpoint for said in everyone)
         if any(said.requests is not None for said in everyone):
