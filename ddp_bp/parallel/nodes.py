@@ -90,7 +90,12 @@ def share(communicator: Communicator, nodes: Nodes, num_bytes: int, name: str) -
         offers = communicator.allgather_bytes(json.dumps([os.getpid(), fd]).encode())
         if communicator.rank != ranks[0]:
             pid, their_fd = json.loads(offers[ranks[0]])
-            fd = os.open(f"/proc/{pid}/fd/{their_fd}", os.O_RDWR)
+            try:
+                fd = os.open(f"/proc/{pid}/fd/{their_fd}", os.O_RDWR)
+            except OSError:
+                # Who has offered it may have died since, which the others hear of as well.
+                communicator.barrier()
+                raise
         memory = mmap.mmap(fd, max(num_bytes, 1))
         communicator.barrier()
     finally:
