@@ -37,8 +37,9 @@ from ddp_bp.worker.update import changed_vectors, restores_slices
 
 Position = tuple[int, int]
 
-# What ranks say to each other after a phase of a recovery: that no death has kept them from it, and no error.
-_CAME_THROUGH, _WELL = 1, 2
+# What ranks say to each other after a phase of a recovery: that no death has kept them from it, and no error, or none
+# that would come again after a restart.
+_CAME_THROUGH, _WELL, _RESTART_HELPS = 1, 2, 4
 Message = TypeVar("Message")
 
 
@@ -101,21 +102,23 @@ class Recovery:
     def _all_come_through(self, phase: Callable[[], None]) -> bool:
         """Do this rank's part of a phase; whether all have done theirs, the same on all.
 
-        Raises what the ranks of the team raised, RemoteError on a spare.
+        Raises what the ranks of the team raised; on a spare RemoteError, or NodeLostError if a restart helps.
         """
-        flags, error = _CAME_THROUGH | _WELL, None
+        flags, error = _CAME_THROUGH | _WELL | _RESTART_HELPS, None
         try:
             phase()
         except PeerLostError:
-            flags = _WELL
+            flags = _WELL | _RESTART_HELPS
             # Others may be waiting for this rank.
             self._revoke()
         except DdpError as raised:
-            flags, error = _CAME_THROUGH, raised
+            flags, error = _CAME_THROUGH | (_RESTART_HELPS if raised.restart_helps else 0), raised
         flags = self._crew.communicator.agree(flags)
-        if flags == _CAME_THROUGH:
-            raise error or RemoteError("stopped, because the ranks that trained cannot go on")
-        return flags == _CAME_THROUGH | _WELL
+        if flags & _CAME_THROUGH and not flags & _WELL:
+            # Whoever says that a restart would not help keeps the job from being started again.
+            kind = NodeLostError if flags & _RESTART_HELPS else RemoteError
+            raise error or kind("stopped, because the ranks that trained cannot go on")
+        return bool(flags & _CAME_THROUGH and flags & _WELL)
 
     def _revoke(self) -> None:
         """Have every wait of others for this rank end, wherever they are in the recovery."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import threading
 from time import monotonic, sleep
 from typing import Any
@@ -24,7 +25,8 @@ from ddp_bp.data import ShardPlan
 from ddp_bp.errors import NodeLostError, PeerLostError, RemoteError
 from ddp_bp.parallel.bucket_choice import BucketChoice
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.parallel.threads import run_ranks
+from ddp_bp.parallel.nodes import Nodes, share
+from ddp_bp.parallel.threads import ThreadCommunicator, run_ranks
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
 from ddp_bp.worker.crew import Crew
 from ddp_bp.worker.failures import RankFailure
@@ -236,6 +238,31 @@ def test_a_node_of_which_nobody_is_left_ends_the_step_on_all_others() -> None:
     first, dead, last = run_ranks(3, run)
     assert dead is None
     assert first == last
+
+
+def test_spares_hear_as_well_that_a_restart_helps() -> None:
+    """Else they would say that the job ends for an error that comes again."""
+    case, built = dataclasses.replace(WIDE, nodes=[0, 1, 0]), threading.Barrier(3)
+
+    def run(communicator: Communicator) -> str:
+        with pytest.raises(NodeLostError) as caught:
+            train(communicator, case, {1: 7}, built, num_spares=1)
+        return str(caught.value)
+
+    first, dead, spare = run_ranks(3, run)
+    assert "all ranks of a node have died" in first and dead is None and "cannot go on" in spare
+
+
+def test_who_has_offered_memory_may_die_before_others_have_taken_it() -> None:
+    def run(communicator: ThreadCommunicator) -> None:
+        if communicator.rank == 0:
+            # What a process has open is gone with it.
+            communicator.allgather_bytes(json.dumps([os.getpid(), 2**20]).encode())
+            communicator.die()
+        with pytest.raises(PeerLostError):
+            share(communicator, Nodes([0, 0, 0]), 8, "lost")
+
+    run_ranks(3, run)
 
 
 @pytest.mark.parametrize("nodes", [[0, 0, 0], [0, 1, 0]])
