@@ -13,7 +13,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-from ddp_bp.wire.phases import WAITING
+from ddp_bp.wire.phases import SPARE, WAITING
 
 _MARK = "\x1fddp-bp outcome "
 _STDERR = 2
@@ -66,7 +66,8 @@ def silent_host(status: dict[str, Any] | None, silence_seconds: float) -> str | 
     ranks = (status or {}).get("ranks", [])
     limit_seconds = silence_seconds / 2
     silent = [row for row in ranks if row["suspected"] == "silent" and row["suspected_seconds"] > limit_seconds]
-    if not silence_seconds or not silent or any(row["doing"] != WAITING for row in ranks if row not in silent):
+    awake = [row["doing"] for row in ranks if row not in silent]
+    if not silence_seconds or not silent or any(doing not in (WAITING, SPARE) for doing in awake):
         return None
     for host in {row["hostname"] for row in silent}:
         gone = [row["rank"] for row in silent if row["hostname"] == host]

@@ -163,10 +163,18 @@ class Roster:
             self.epoch, self.lost, self.spares = message.epoch, lost, spares
             self.num_recoveries += 1
             for rank in lost:
-                if (gone := self._members.pop(rank, None)) is not None:
-                    self._ranks.pop(gone.identity, None)
+                self._forget(rank)
         member.rank, member.epoch = message.rank, message.epoch
         return is_new
+
+    def forget_spare(self, rank: int) -> None:
+        """A spare is gone, or seems to be; no rank will say so, since none goes on without it. It may come back."""
+        if rank in self.spares:
+            self._forget(rank)
+
+    def _forget(self, rank: int) -> None:
+        if (gone := self._members.pop(rank, None)) is not None:
+            self._ranks.pop(gone.identity, None)
 
     def find(self, identity: bytes) -> Member | None:
         """The rank behind a connection; None for strangers."""

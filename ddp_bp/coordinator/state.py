@@ -120,7 +120,10 @@ class Coordinator:
             case e.MetricsWritten() | e.FaultWritten():
                 return []
             case e.Killed():
-                return self.evictions.killed(event)
+                instructions = self.evictions.killed(event)
+                if event.outcome in ("killed", "gone"):
+                    self.roster.forget_spare(event.rank)
+                return instructions
             case e.DiskFailed():
                 return self._disk_failed(event, now)
 
@@ -339,6 +342,7 @@ class Coordinator:
             return []
         # When the job ends early, ranks go without a word and that is no news.
         level: Literal["info", "warning"] = "warning" if self.state in (State.WAITING, State.TRAINING) else "info"
+        self.roster.forget_spare(lost.hello.rank)
         return [e.Log(level, f"rank {lost.hello.rank} is disconnected")]
 
     def _close(self, now: float) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ddp_bp._version import __version__
 from ddp_bp.coordinator.roster import Member
 from ddp_bp.coordinator.stacks import whereabouts
-from ddp_bp.wire.phases import PHASES
+from ddp_bp.wire.phases import PHASES, SPARE
 
 if TYPE_CHECKING:
     from ddp_bp.coordinator.state import Coordinator
@@ -106,8 +106,8 @@ def _rank_of(coordinator: Coordinator, rank: int, member: Member, now: float) ->
         "pid": member.hello.pid,
         "connected": member.connected,
         "step": member.step,
-        "phase": "spare" if is_spare else member.phase,
-        "doing": "spare" if is_spare else where["phase"],
+        "phase": SPARE if is_spare else member.phase,
+        "doing": SPARE if is_spare else where["phase"],
         "doing_seconds": where["phase_seconds"],
         "heartbeat_age_seconds": None if member.left else where["heartbeat_age_seconds"],
         "last_report_age_seconds": None if member.report_at is None else now - member.report_at,

@@ -26,6 +26,9 @@ NUM_PHASE_BUCKETS: Final = len(PHASE_BUCKETS_SECONDS) + 1
 WAITING: Final = "waiting"
 """What a rank is doing that is inside a call of MPI: it needs others to go on."""
 
+SPARE: Final = "spare"
+"""What a rank is said to be doing that waits to take the place of one that dies. Nobody waits for it."""
+
 WORKING: Final = ("data", "forward", "backward", "compute", "exchange", "optimizer", "evaluation", "between steps")
 """What a rank may be doing while others wait for it. `compute`: of a shard, where it is not known more exactly. Besides
 these there are "checkpoint", "sampling" and "other", which may take as long as they like."""

@@ -101,6 +101,22 @@ def test_the_one_that_all_others_wait_for_is_named(ranks: Ranks) -> None:
     assert ranks.named() == {}, "it makes progress"
 
 
+@pytest.mark.parametrize("evicted", [False, True])
+def test_once_a_spare_has_died_the_others_are_watched_as_before(tmp_path: Path, evicted: bool) -> None:
+    ranks = Ranks(tmp_path, world_size=2, num_spares=1, silence_seconds=3.0)
+    ranks.live(1.0)
+    del ranks.doing[2]
+    if evicted:
+        assert [kill.rank for kill in kills(ranks.live(6.0))] == [2]
+        ranks.event(e.Killed(2, "killed"))
+    ranks.event(e.Disconnected(b"2"))
+    ranks.do(r0="waiting")
+    assert kills(ranks.live(30.0)) == [], "nobody is silent any more"
+    assert ranks.named() == {1: "stuck"} and ranks.coordinator.state is State.TRAINING
+    del ranks.doing[1]
+    assert [kill.rank for kill in kills(ranks.live(6.0))] == [1]
+
+
 def test_a_spare_can_only_be_silent_and_then_nobody_need_wait_for_it(tmp_path: Path) -> None:
     ranks = Ranks(tmp_path, world_size=2, num_spares=1, silence_seconds=3.0)
     ranks.do(r0="waiting", r2="other")

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from coordinator_fakes import Machine, checkpoint_parts, hello, report, sent, tool_hello
+from coordinator_fakes import Machine, checkpoint_parts, exits, hello, report, sent, tool_hello
 
 from ddp_bp.coordinator import events as e
 from ddp_bp.coordinator.checkpoints import AWAY_SECONDS
@@ -282,3 +282,19 @@ def test_a_coordinator_that_takes_over_knows_the_spares(with_spares: Machine, tm
     another = Machine(tmp_path, world_size=2, num_spares=2)
     recall(another.coordinator, memory_of(with_spares.coordinator))
     assert (another.coordinator.roster.world_size, another.coordinator.roster.spares) == (2, (3,))
+
+
+def test_a_spare_that_has_died_spoils_no_end_in_good_order(with_spares: Machine) -> None:
+    machine = with_spares
+    machine.event(e.Disconnected(b"2"))
+    machine.receive(b"0", m.StopRequest("user"))
+    machine.receive(b"0", m.Finished(0, {"steps": 5}))
+    machine.event(e.SummaryWritten())
+    assert [exits(machine.receive(b"%d" % rank, m.Goodbye(rank))) for rank in (0, 1, 3)] == [[], [], [0]]
+
+
+def test_a_spare_whose_connection_was_lost_is_one_again_when_it_is_back(with_spares: Machine) -> None:
+    with_spares.event(e.Disconnected(b"2"))
+    with_spares.receive(b"new", hello(2, world_size=4))
+    step_in(with_spares, b"new", 1, 1, epoch=1, spares=[3])
+    assert with_spares.coordinator.roster.current(1) is with_spares.coordinator.roster.member(2)
