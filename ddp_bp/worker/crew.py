@@ -84,10 +84,14 @@ class Crew:
         return self.nodes.of_ranks(team)
 
     def needs_spares(self) -> bool:
-        """Whether a recovery has begun that all spares must take part in. Not collective."""
+        """Whether a recovery has begun that all spares must take part in. Not collective.
+
+        The death of a rank alone does not say so: the others may have come to their end.
+        """
         if self.communicator.is_revoked():
             return True
-        return any(self.identities[number] in self.working for number in self.communicator.dead())
+        dead = {self.identities[number] for number in self.communicator.dead()}
+        return dead.issuperset(self.working)
 
     def _may_be_in(self, count: int) -> bool:
         return self.identity < self._num_wanted or self.identity in self._order[:count]

@@ -216,17 +216,21 @@ class _Run:
 
     def _wait_until_needed(self, release: Communicator) -> bool:
         """Whether a rank has died; otherwise the team has come to its end."""
-        while not self._crew.needs_spares():
-            if release.is_revoked():
-                return False
+        # First whether they have come to their end, after which they may die as they like.
+        while not release.is_revoked():
+            if self._crew.needs_spares():
+                return True
             self._loop.attend()
             time.sleep(_LOOK_SECONDS)
-        return True
+        return False
 
     def _train(self) -> Outcome:
         outcome = self._loop.run()
         sample = self._sample() if outcome.stopped_by is None else None
         together(self._communicator, lambda: self._finish(outcome, sample))
+        # Nobody may leave while another one goes back to finish without a dead rank.
+        if self._trained.recovers and not self._communicator.agree(1):
+            raise PeerLostError(f"rank {self.rank}: another rank has died at the end")
         return outcome
 
     def _equipment(self, composed: Composition) -> Equipment:
