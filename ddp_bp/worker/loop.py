@@ -193,6 +193,7 @@ class TrainingLoop:
                     self._progress,
                     self._ledger.chain_sha256,
                     *self._reporter.unconfirmed(),
+                    self._reporter.counts,
                     int(self._requests_agreed),
                     self._followed_up,
                     self._schedule_told_at,
@@ -209,7 +210,7 @@ class TrainingLoop:
         self._progress.become(briefing.progress)
         self._job.schedule.restore(self._progress.schedule, self._progress.step)
         self._ledger.go_on_from(briefing.chain_sha256)
-        self._reporter.take_over(briefing.records, briefing.evaluations)
+        self._reporter.take_over(briefing.records, briefing.evaluations, briefing.counts)
         self._requests_agreed = Request(briefing.requests)
         self._followed_up, self._schedule_told_at = briefing.has_followed_up, briefing.schedule_told_at
         self._fatal = None if briefing.fatal is None else NonFiniteError(briefing.fatal)

@@ -86,8 +86,16 @@ class Reporter:
         self._new_records()
         return list(self._unconfirmed), list(self._evaluations)
 
-    def take_over(self, records: Sequence[LedgerRecords], evaluations: Sequence[Evaluation]) -> None:
-        """Keep what another rank has as `unconfirmed`."""
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How many steps, samples and skipped steps have been counted."""
+        return self._num_steps, self._num_samples, self._num_skipped
+
+    def take_over(
+        self, records: Sequence[LedgerRecords], evaluations: Sequence[Evaluation], counts: tuple[int, int, int]
+    ) -> None:
+        """Keep what another rank has as `unconfirmed`, and count on from its `counts`."""
+        self._num_steps, self._num_samples, self._num_skipped = counts
         self._unconfirmed, self._evaluations = deque(records), deque(evaluations)
 
     def send_again(self) -> None:

@@ -25,12 +25,16 @@ class Standing(msgspec.Struct, array_like=True):
 
 
 class Briefing(msgspec.Struct, array_like=True):
-    """What one that has just joined must know to go on as any other rank, and to be rank 0 one day."""
+    """What one that has just joined must know to go on as any other rank, and to be rank 0 one day.
+
+    `counts`: the steps, samples and skipped steps of this start, which all ranks report alike.
+    """
 
     progress: Progress
     chain_sha256: str
     records: list[LedgerRecords]
     evaluations: list[Evaluation]
+    counts: tuple[int, int, int]
     requests: int
     has_followed_up: bool
     schedule_told_at: int | None

@@ -34,6 +34,7 @@ def test_a_checkpoint_may_be_due_right_after_the_step_in_which_a_rank_has_joined
             trained.optimizer.num_steps = 5
         team = build_team(trained, communicator, nodes, num_steps=5)
         begun: list[str] = []
+        told: list[tuple[int, int, int]] = []
         checkpointing: Any = SimpleNamespace(in_flight=False, begin=lambda name, _: begun.append(name))
         equipment = Equipment(team.step, None, checkpointing, communicator, partial(brief, trained, communicator))
         fault, of_train = SimpleNamespace(nonfinite_limit=1), SimpleNamespace(eval_every_epochs=0, epochs=3)
@@ -45,7 +46,11 @@ def test_a_checkpoint_may_be_due_right_after_the_step_in_which_a_rank_has_joined
             recipe=SimpleNamespace(fault=fault, train=of_train),
         )
         reporter: Any = SimpleNamespace(
-            unconfirmed=lambda: ([], []), take_over=nothing, send=nothing, send_if_due=nothing
+            unconfirmed=lambda: ([], []),
+            counts=(5, 50, 0),
+            take_over=lambda *said: told.append(said[-1]),
+            send=nothing,
+            send_if_due=nothing,
         )
         loop = TrainingLoop(
             job=job,
@@ -60,6 +65,7 @@ def test_a_checkpoint_may_be_due_right_after_the_step_in_which_a_rank_has_joined
         loop._followed_up = False
         loop.go_on(equipment, None)
         loop._follow_up()
+        assert told == ([(5, 50, 0)] if is_new else []), "what it will report of the job"
         return len(begun)
 
     assert run_ranks(2, run) == [1, 1]
