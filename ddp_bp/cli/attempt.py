@@ -18,7 +18,6 @@ from typing import IO, Any
 
 from ddp_bp.cli.change import Change
 from ddp_bp.cli.faults import last_eviction
-from ddp_bp.cli.hosts import open_mpi_hostfile
 from ddp_bp.cli.job_folder import end_processes, job_folder
 from ddp_bp.cli.job_start import JobStart
 from ddp_bp.cli.kept_coordinator import KeptCoordinator, how_it_ended
@@ -76,7 +75,7 @@ def run_attempt(
             arguments += ["--num-spares", str(start.num_waiting)] if start.num_waiting else []
             hostfile = folder / "hostfile"
             if start.placement.spans_hosts:
-                hostfile.write_text(open_mpi_hostfile(start.placement.hosts), encoding="utf-8")
+                hostfile.write_text(start.hostfile(), encoding="utf-8")
             arguments += ["--num-starts", str(history.num_starts), "--num-recoveries", str(history.num_recoveries)]
             command = start.mpirun(arguments, hostfile)
             if last is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ddp_bp.cli.hosts import open_mpi_hostfile
 from ddp_bp.cli.launcher import Launcher, mpirun_command
 from ddp_bp.cli.network import Interface
 from ddp_bp.cli.placement import Placement, launcher_options
@@ -52,6 +53,12 @@ class JobStart:
 
     def bind_options(self) -> list[str]:
         return [] if self.binds else ["--no-bind"]
+
+    def hostfile(self) -> str:
+        """The hosts for mpirun, with how many ranks each takes; spares, which come last, on the last one. Beyond the
+        slots mpirun would have the first host take more, and so ranks of the team."""
+        *others, last = self.placement.hosts
+        return open_mpi_hostfile([*others, replace(last, slots=last.slots + self.num_waiting)])
 
     def mpirun(self, arguments: list[str], hostfile: Path = Path("hostfile")) -> list[str]:
         """The mpirun line that starts workers with these arguments, on the hosts of that file if there are several."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,10 @@ def test_when_the_host_of_rank_0_is_lost_another_one_that_sees_the_run_directory
     cluster.without_run_directory = {"c", "d"}
     with pytest.raises(HostError, match="d: expected to see the run directory"):
         check.next_start(start)
+
+
+def test_spares_are_on_the_last_host_and_so_move_no_rank_to_another(cluster: Cluster) -> None:
+    start = cluster.start("b", "c", num_workers=2)
+    assert start.hostfile() == "b slots=1\nc slots=1\n"
+    launcher = Launcher("mpirun", "Open MPI 5", reports_deaths=True)
+    assert replace(start, launcher=launcher, survives=True, num_spares=2).hostfile() == "b slots=1\nc slots=3\n"
