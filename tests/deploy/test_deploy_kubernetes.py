@@ -153,6 +153,9 @@ def test_all_parts_name_each_other_rightly(overlay: str) -> None:
         assert service["spec"]["selector"].items() <= coordinator["metadata"]["labels"].items()
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
     assert coordinator["spec"]["hostname"] in services
+    # Both operators make one of the job's name, and take none that is not theirs.
+    (job,) = (manifest for manifest in manifests if manifest["kind"] in ("MPIJob", "TrainJob"))
+    assert job["metadata"]["name"] not in services
     (monitor,) = expand(KUBERNETES / "monitoring")
     (endpoint,) = monitor["spec"]["endpoints"]
     watched = [
@@ -162,7 +165,7 @@ def test_all_parts_name_each_other_rightly(overlay: str) -> None:
         and monitor["metadata"]["namespace"] == service["metadata"]["namespace"]
         and endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
     ]
-    assert watched == ["ddp-bp"]
+    assert watched == ["ddp-bp-http"]
 
 
 def test_there_are_as_many_ranks_as_the_workers_have_slots(overlay: str) -> None:
