@@ -18,6 +18,7 @@ from ddp_bp.parallel.communicator import Bounds, Communicator
 from ddp_bp.parallel.membership import split_range
 
 _NONCE_BYTES = 16
+_PROBE = "ddp_bp probe"
 
 
 class Nodes:
@@ -58,7 +59,7 @@ def slices_by_rank(nodes: Nodes, ranges: Sequence[Bounds]) -> list[Bounds]:
 def find_nodes(communicator: Communicator) -> Nodes:
     """Which ranks of `communicator` can share memory. Collective."""
     nonce = secrets.token_bytes(_NONCE_BYTES)
-    fd = os.memfd_create("ddp_bp probe")
+    fd = os.memfd_create(_PROBE)
     try:
         os.write(fd, nonce)
         offers = communicator.allgather_bytes(json.dumps([os.getpid(), fd, nonce.hex()]).encode())
@@ -111,8 +112,13 @@ def share(communicator: Communicator, nodes: Nodes, num_bytes: int, name: str) -
 def _is_found(offer: bytes) -> bool:
     """Whether this process can read the memory of an offer."""
     pid, fd, nonce = json.loads(offer)
+    path = Path(f"/proc/{pid}/fd/{fd}")
     try:
-        with Path(f"/proc/{pid}/fd/{fd}").open("rb") as file:
+        # A process of another container may have the number of one here, whose file is a pipe: to read it would be to
+        # wait for ever, or to take what somebody else waits for.
+        if str(path.readlink()) != f"/memfd:{_PROBE} (deleted)":
+            return False
+        with path.open("rb") as file:
             return bool(file.read(_NONCE_BYTES).hex() == nonce)
     except OSError:
         return False
