@@ -116,7 +116,13 @@ class Compose:
     def wait_for_end(self, run: str) -> dict[str, Any]:
         """The summary of this run once the launcher has ended, and not for being started again."""
         launcher = self.containers("launcher")[0]["Id"]
-        state = self.wait(lambda: _if_ended(self.engine.inspect(launcher)["State"]), f"the end of {run}")
+
+        def ended() -> dict[str, Any] | None:
+            self.engine.run("wait", launcher, timeout_seconds=90)
+            state: dict[str, Any] = self.engine.inspect(launcher)["State"]
+            return state if state["Status"] == "exited" else None
+
+        state = self.wait(ended, f"the end of {run}")
         assert state["ExitCode"] == 0, self.log()
         return self.summary(run)
 
@@ -129,10 +135,6 @@ class Compose:
             return wait_until(condition, what, 90)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.log()}") from None
-
-
-def _if_ended(state: dict[str, Any]) -> dict[str, Any] | None:
-    return state if state["Status"] == "exited" else None
 
 
 @dataclass
