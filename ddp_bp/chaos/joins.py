@@ -24,7 +24,7 @@ def most_joins(num_ranks: int) -> int:
     return max(1, (num_ranks - _SMALLEST_TEAM - 1) // _SPARES_PER_ROUND)
 
 
-def num_spares(num_rounds: int) -> int:
+def spares_for(num_rounds: int) -> int:
     """How many ranks wait at the start."""
     return _SPARES_PER_ROUND * num_rounds
 
@@ -36,7 +36,7 @@ def draw_joins(
 
     A spare that is to die does so when it is called, whatever the step is.
     """
-    spares = list(range(num_ranks - num_spares(len(steps)), num_ranks))
+    spares = list(range(num_ranks - spares_for(len(steps)), num_ranks))
     team = list(range(spares[0]))
     rounds = []
     for step in steps:

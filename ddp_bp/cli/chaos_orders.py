@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from ddp_bp.chaos.joins import num_spares
+from ddp_bp.chaos.joins import spares_for
 from ddp_bp.chaos.points import Round, draw_rounds, most_rounds, steps_between_checkpoints
 from ddp_bp.chaos.record import JobOrder
 from ddp_bp.chaos.schedule import Disturbance, Kind, draw_schedule
@@ -56,8 +56,8 @@ class Orders:
                 if point == "checkpoint":
                     settings["checkpoint.every_steps"] = str(steps_between_checkpoints(num_rounds, num_steps))
                 if point == "join":
-                    num_workers -= num_spares(num_rounds)
-                    settings["fault.spares"] = str(num_spares(num_rounds))
+                    num_workers -= spares_for(num_rounds)
+                    settings["fault.spares"] = str(spares_for(num_rounds))
                 yield self._order(f"{point}-{first}", first, settings, rounds=rounds, num_workers=num_workers)
 
     def _order(

@@ -42,7 +42,11 @@ RANKS_END_SECONDS = 3.0
 @click.option("--takes-over", is_flag=True, hidden=True, help="In the place of one that was killed.")
 @click.option("--num-restarts", type=click.IntRange(min=0), default=0, hidden=True, help="After a failure, so far.")
 @click.option("--num-resizes", type=click.IntRange(min=0), default=0, hidden=True, help="Of ranks in number, so far.")
-@click.option("--num-spares", type=click.IntRange(min=0), default=0, hidden=True, help="Ranks besides, which wait.")
+@click.option(
+    "--num-spares",
+    type=click.IntRange(min=0),
+    help="How many ranks are started besides the N, and wait to step in for one that dies.  [default: fault.spares]",
+)
 @click.option("--most-workers", type=click.IntRange(min=1), hidden=True, help="Its launcher can start up to so many.")
 @click.option(
     "--job-folder", type=click.Path(path_type=Path), hidden=True, help="What to clear away if its parent is killed."
@@ -58,7 +62,7 @@ def coordinator(
     takes_over: bool,
     num_restarts: int,
     num_resizes: int,
-    num_spares: int,
+    num_spares: int | None,
     most_workers: int | None,
     job_folder: Path | None,
 ) -> int:
@@ -87,7 +91,7 @@ def coordinator(
             run_id=start_id(resolved, num_restarts + num_resizes),
             recipe_name=recipe,
             world_size=num_workers,
-            num_spares=num_spares,
+            num_spares=resolved.fault.spares if num_spares is None else num_spares,
             total_steps=total_steps,
             host=section.host,
             port=section.port,

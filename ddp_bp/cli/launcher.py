@@ -59,8 +59,9 @@ def recovers_in_place(recipe: Recipe) -> bool:
     return recipe.fault.recovery == "auto" and recipe.exchange.compression == "none"
 
 
-def recovery_line(launcher: Launcher, recipe: Recipe, *, has_checkpoints: bool) -> str:
-    """What happens when a rank dies, in one line for people. `has_checkpoints`: whether any is due before the end."""
+def recovery_line(launcher: Launcher, recipe: Recipe, *, has_checkpoints: bool, num_spares: int = 0) -> str:
+    """What happens when a rank dies, in one line for people. `has_checkpoints`: whether any is due before the end.
+    `num_spares`: how many ranks are really started besides."""
     fault = recipe.fault
     where = "from the newest checkpoint" if has_checkpoints else "from the beginning (checkpoint.every_steps is 0)"
     restart = f"restart {where}, at most {fault.max_restarts} in a row without progress"
@@ -68,7 +69,7 @@ def recovery_line(launcher: Launcher, recipe: Recipe, *, has_checkpoints: bool) 
         return "recovery: none (fault.recovery); when a rank dies, the job ends"
     if recovers_in_place(recipe) and launcher.reports_deaths:
         otherwise = f"if a whole node dies: {restart}" if fault.max_restarts else "if a whole node dies, the job ends"
-        spares = f", with {fault.spares} spare{'s' if fault.spares > 1 else ''} to step in" if fault.spares else ""
+        spares = f", with {num_spares} spare{'s' if num_spares > 1 else ''} to step in" if num_spares else ""
         where = f"in place ({launcher.library} with ULFM)"
         return f"recovery: {where}, the ranks that are left finish the step{spares}; {otherwise}"
     if fault.max_restarts == 0:

@@ -97,7 +97,7 @@ def start_coordinator(
     command += ["--total-steps", str(total_steps)]
     command += ["--num-restarts", str(history.num_restarts), "--num-resizes", str(history.num_resizes)]
     command += ["--most-workers", str(most_workers)] if most_workers is not None else []
-    command += ["--num-spares", str(num_spares)] if num_spares else []
+    command += ["--num-spares", str(num_spares)]
     command += ["--takes-over"] if takes_over else []
     command += [argument for override in overrides for argument in ("--set", override)]
     if shell:

@@ -205,7 +205,10 @@ def _introduce(prepared: Prepared, start: JobStart, kernels: Kernels, view: Trai
     if kernels.warning:
         warn(kernels.warning)
     due = prepared.recipe.checkpoint
-    view.say(recovery_line(start.launcher, prepared.recipe, has_checkpoints=bool(due.every_steps or due.every_seconds)))
+    has_checkpoints, num_spares = bool(due.every_steps or due.every_seconds), start.num_waiting
+    view.say(recovery_line(start.launcher, prepared.recipe, has_checkpoints=has_checkpoints, num_spares=num_spares))
+    if start.num_spares > num_spares:
+        warn("fault.spares: none is started, since none could step in for another here")
     if prepared.checkpoint is not None:
         view.say(f"going on from step {prepared.checkpoint.manifest.step}: {prepared.checkpoint.path}")
 

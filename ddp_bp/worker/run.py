@@ -145,8 +145,11 @@ class _Run:
             if settings.resumes:
                 snapshot = self._composed.snapshot
                 self._progress, chain = restore(self._communicator, job, snapshot, settings.checkpoint)
-        resumed_from = communicator.allgather_bytes(msgspec.json.encode(self._progress.step))[0]
-        self._resumed_from_step: int | None = msgspec.json.decode(resumed_from) if settings.resumes else None
+        self._resumed_from_step: int | None = None
+        if settings.resumes:
+            # A spare may be rank 0 one day, and say so in the summary.
+            told = communicator.allgather_bytes(msgspec.json.encode(self._progress.step))[0]
+            self._resumed_from_step = msgspec.json.decode(told)
         keeps_lines = communicator.rank == 0 or self._trained.recovers
         self._ledger = Ledger(chain, len(crew.working), keeps_lines=keeps_lines)
         self._reporter = Reporter(link, communicator.rank, clock, self._progress, self._ledger)

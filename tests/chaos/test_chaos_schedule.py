@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from ddp_bp.chaos.announced import rounds_that_were
-from ddp_bp.chaos.joins import num_spares
+from ddp_bp.chaos.joins import spares_for
 from ddp_bp.chaos.points import Round, draw_rounds, most_rounds, steps_between_checkpoints
 from ddp_bp.chaos.schedule import DEFAULT_KINDS, KINDS, MOST_DISTURBANCES, Disturbance, Kind, draw_schedule
 from ddp_bp.worker.death import POINTS, Death, Point, decode_deaths, encode_deaths
@@ -84,7 +84,7 @@ def test_somebody_is_left_of_those_that_die_at_a_point(point: Point, num_ranks: 
 @pytest.mark.parametrize(("num_ranks", "num_rounds"), [(4, 1), (5, 1), (7, 2), (8, 2), (9, 3)])
 def test_while_spares_join_they_die_or_others_do(num_ranks: int, num_rounds: int) -> None:
     assert most_rounds("join", num_ranks, 100) == num_rounds
-    size, kinds = num_ranks - num_spares(num_rounds), set()
+    size, kinds = num_ranks - spares_for(num_rounds), set()
     for seed in range(200):
         rounds = draw_rounds(seed, "join", num_rounds, num_ranks, 100)
         assert rounds == draw_rounds(seed, "join", num_rounds, num_ranks, 100)

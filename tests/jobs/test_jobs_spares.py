@@ -91,6 +91,30 @@ def test_all_of_the_team_but_one_die_at_once_and_so_does_the_next_one(
     assert assert_is_the_same_run(run_dir, undisturbed)["world_size"] == 1
 
 
+def test_a_coordinator_that_stands_alone_knows_of_them_by_the_recipe(
+    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    """So rank 0 may die as well under a launcher of the user's own."""
+    run_dir, options = tmp_path / "run", ["--set", "fault.spares=1"]
+    coordinator = start_command(ddp_bp("coordinator", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
+    address = wait_until(lambda: (status_of(run_dir) or {}).get("address"), "the coordinator")
+    command = [*mpirun(3), *ddp_bp("worker", slow_recipe, "--run-dir", run_dir, "--coordinator", address, *options)]
+    command[1:1] = ["--with-ft", "ulfm"]
+    process = start_command(command)
+    kill(wait_for_step(run_dir, 10), 0)
+    wait_for(run_dir, lost_ranks=[0], world_size=2, spare_ranks=[], ready=True)
+    process.communicate(timeout=60)
+    assert coordinator.wait(30) == 0
+    assert assert_is_the_same_run(run_dir, undisturbed)["recoveries"] == 1
+
+
+def test_one_rank_alone_has_none(run_ddp_bp, slow_recipe: Path, tmp_path: Path) -> None:
+    options = ["--set", "fault.spares=1", "--set", "train.max_steps=2"]
+    result = run_ddp_bp("train", slow_recipe, "-n", 1, "--run-dir", tmp_path / "run", *options)
+    assert result.returncode == 0, result.stderr
+    assert "to step in" not in result.stdout and "fault.spares: none is started" in result.stderr
+
+
 def test_where_nobody_is_left_who_has_trained_all_start_again(
     start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
 ) -> None:
