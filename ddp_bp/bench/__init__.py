@@ -10,6 +10,7 @@ models.py     networks and made-up data for whole steps
 torch_peer.py PyTorch's process group and DistributedDataParallel; the only module that imports PyTorch
 torch_ranks.py, torch_process.py, torch_orders.py
               PyTorch in processes of its own: the ranks' side, the other side, and what they say to each other
+products.py   the matrix products of a step, alone
 training.py   `ddp-bp bench training`: whole steps beside PyTorch's
 memory.py     `ddp-bp bench memory`: weights, gradients and state on a node, beside PyTorch's
 shards.py     `ddp-bp bench shards`: steps with more shards than ranks

@@ -1,7 +1,7 @@
 """`ddp-bp bench shards`: what it costs to cut the same batch into more shards than there are ranks.
 
 More shards let more ranks take part later with the same bits. Products are smaller then, and a rank adds up the
-gradients of its shards. All numbers of shards take turns within one run.
+gradients of its shards. All numbers of shards take turns within one run, and so do the products alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from ddp_bp.bench.models import MODELS, BenchModel, OurTraining
+from ddp_bp.bench.products import both_ways, of_the_faster
 from ddp_bp.bench.race import median_ratio, race
 from ddp_bp.parallel.communicator import Communicator
 
@@ -19,11 +20,15 @@ _NUM_WARM_UP_BLOCKS = 2
 
 
 class ShardsResult(msgspec.Struct):
-    """Medians over blocks. `ratio`: the time of a step over that with one shard a rank, the median block by block."""
+    """Medians over blocks. `ratio`: the time of a step over that with one shard a rank, the median block by block.
+
+    `products_ratio`: the same of the matrix products of a step, without anything else.
+    """
 
     num_shards: int
     seconds_per_step: float
     ratio: float
+    products_ratio: float
 
 
 class ModelShards(msgspec.Struct):
@@ -59,20 +64,32 @@ def measure_shards(
 def _measure_model(
     communicator: Communicator, model: BenchModel, numbers: Sequence[int], num_blocks: int
 ) -> list[ShardsResult]:
-    contestants = {
-        str(number): _block(OurTraining(communicator, model, number), model.steps_per_block) for number in numbers
-    }
+    count = model.steps_per_block
+    contestants = {_ours(number): _block(OurTraining(communicator, model, number).steps, count) for number in numbers}
+    for number in numbers:
+        for key, products in zip(_products(number), both_ways(model, number), strict=True):
+            contestants[key] = _block(products.steps, count)
     times = race(communicator, contestants, num_blocks, _NUM_WARM_UP_BLOCKS)
+    products_times = {number: of_the_faster([times[key] for key in _products(number)]) for number in numbers}
     return [
         ShardsResult(
             number * communicator.size,
-            float(np.median(times[str(number)])) / model.steps_per_block,
-            median_ratio(times[str(number)], times["1"]),
+            float(np.median(times[_ours(number)])) / count,
+            median_ratio(times[_ours(number)], times[_ours(1)]),
+            median_ratio(products_times[number], products_times[1]),
         )
         for number in numbers
     ]
 
 
-def _block(training: OurTraining, count: int) -> Callable[[int], float]:
+def _ours(number: int) -> str:
+    return f"steps of {number} shards a rank"
+
+
+def _products(number: int) -> tuple[str, str]:
+    return f"products of {number} shards a rank", f"products of {number} shards a rank the other way"
+
+
+def _block(steps: Callable[[int], object], count: int) -> Callable[[int], object]:
     """A contestant that takes `count` steps."""
-    return lambda _: training.steps(count)
+    return lambda _: steps(count)

@@ -2,6 +2,9 @@
 
 Blocks of steps take turns on the same cores, PyTorch's in processes of its own. It has every bucket size once, and the
 one that came out best counts. That a block of it is ordered through a pipe takes less than a thousandth of the block.
+
+The matrix products of a step, alone, take their turn as well: they say how much of our time is the BLAS's, and so how
+much faster than PyTorch we could be with nothing else to do.
 """
 
 from __future__ import annotations
@@ -14,12 +17,14 @@ import msgspec
 import numpy as np
 
 from ddp_bp.bench.models import MODELS, BenchModel, OurTraining
+from ddp_bp.bench.products import both_ways, of_the_faster
 from ddp_bp.bench.race import Seconds, median_ratio, race
 from ddp_bp.bench.torch_ranks import TorchRanks, torch_ranks
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.nodes import find_nodes
 
 OURS = "ddp_bp"
+_PRODUCTS = ("products", "products the other way")
 BUCKETS_MB = (1, 25, 100)
 _NUM_WARM_UP_BLOCKS = 2
 
@@ -32,6 +37,19 @@ class DdpResult(msgspec.Struct):
     speedup: float
 
 
+class ProductsResult(msgspec.Struct):
+    """The matrix products of a rank's step without anything else: medians over blocks.
+
+    `share`: of the time of our step. `ddp_ratio`: the time of PyTorch's step over theirs, which a step of ours that did
+    nothing else would be as many times as fast.
+    """
+
+    seconds_per_step: float
+    operations_per_second: float
+    share: float
+    ddp_ratio: float | None
+
+
 class ModelResult(msgspec.Struct):
     """One model: medians over blocks."""
 
@@ -39,6 +57,7 @@ class ModelResult(msgspec.Struct):
     description: str
     num_parameters: int
     seconds_per_step: float
+    products: ProductsResult
     ddp: DdpResult | None
 
 
@@ -76,17 +95,36 @@ def _measure_model(
     communicator: Communicator, peer: TorchRanks | None, name: str, model: BenchModel, num_blocks: int
 ) -> ModelResult:
     count = model.steps_per_block
+    products = both_ways(model)
     contestants = {OURS: _block(OurTraining(communicator, model).steps, count)}
+    contestants |= {key: _block(one.steps, count) for key, one in zip(_PRODUCTS, products, strict=True)}
     if peer is not None:
         for bucket_mb in BUCKETS_MB:
             peer.build(model, bucket_mb)
             contestants[str(bucket_mb)] = _block(partial(peer.steps, bucket_mb), count)
     times = race(communicator, contestants, num_blocks, _NUM_WARM_UP_BLOCKS)
     own = times.pop(OURS)
-    ddp = best_ddp({int(bucket): seconds for bucket, seconds in times.items()}, own, count) if times else None
-    return ModelResult(name, model.description, num_parameters(model), float(np.median(own)) / count, ddp)
+    least = of_the_faster([times.pop(key) for key in _PRODUCTS])
+    ddp, ddp_ratio = None, None
+    if times:
+        ddp = best_ddp({int(bucket): seconds for bucket, seconds in times.items()}, own, count)
+        ddp_ratio = median_ratio(times[str(ddp.bucket_mb)], least)
+    seconds_per_step, products_seconds = (float(np.median(seconds)) / count for seconds in (own, least))
+    return ModelResult(
+        name,
+        model.description,
+        num_parameters(model),
+        seconds_per_step,
+        ProductsResult(
+            products_seconds,
+            products[0].num_operations / products_seconds,
+            median_ratio(least, own),
+            ddp_ratio,
+        ),
+        ddp,
+    )
 
 
-def _block(steps: Callable[[int], float], count: int) -> Callable[[int], float]:
+def _block(steps: Callable[[int], object], count: int) -> Callable[[int], object]:
     """A contestant that takes `count` steps."""
     return lambda _: steps(count)

@@ -65,10 +65,14 @@ def show_training(report: TrainingReport, *, as_json: bool) -> None:
             None if model.ddp is None else f"{model.ddp.seconds_per_step * 1e3:.4g}",
             None if model.ddp is None else f"{model.ddp.speedup:.3g}",
             None if model.ddp is None else f"{model.ddp.bucket_mb} MB",
+            f"{model.products.seconds_per_step * 1e3:.4g}",
+            f"{model.products.operations_per_second / 1e9:.3g}",
+            None if model.products.ddp_ratio is None else f"{model.products.ddp_ratio:.3g}",
         )
         for model in report.models
     ]
-    print_table(("model", "", "ms a step", "PyTorch DDP", "times as fast", "its best bucket"), rows)
+    heads = ("model", "", "ms a step", "PyTorch DDP", "times as fast", "its best bucket")
+    print_table((*heads, "products alone", "Gflop/s a rank", "at most times as fast"), rows)
 
 
 def show_shards(report: ShardsReport, *, as_json: bool) -> None:
@@ -84,11 +88,12 @@ def show_shards(report: ShardsReport, *, as_json: bool) -> None:
             shards.num_shards,
             f"{shards.seconds_per_step * 1e3:.4g}",
             f"{shards.ratio:.3f}",
+            f"{shards.products_ratio:.3f}",
         )
         for model in report.models
         for shards in model.shards
     ]
-    print_table(("model", "", "shards", "ms a step", "times as long"), rows)
+    print_table(("model", "", "shards", "ms a step", "times as long", "products alone"), rows)
 
 
 def show_scaling(report: ScalingReport, *, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from ddp_bp.bench import training as training_module
 from ddp_bp.bench.exchange import measure_exchange
 from ddp_bp.bench.memory import measure_memory, model_of
 from ddp_bp.bench.models import BenchModel, OurTraining, made_up_samples
+from ddp_bp.bench.products import both_ways
 from ddp_bp.bench.scaling import Turns, measure_scaling
 from ddp_bp.bench.shards import measure_shards
 from ddp_bp.bench.summing import MpiAllreduce, OurExchange
@@ -160,6 +161,17 @@ def test_a_report_of_training_without_pytorch_is_ours_alone(small_models) -> Non
     assert model.num_parameters == 6 * 5 + 5 + 5 * 3 + 3
     assert model.ddp is None
     assert model.seconds_per_step > 0
+    assert model.products.ddp_ratio is None
+    assert model.products.share > 0
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_the_products_of_a_step_are_those_of_every_layer_and_of_backward(num_shards) -> None:
+    layers = [6 * 5, 5 * 3]
+    for products in both_ways(SMALL, num_shards):
+        # Forward, the gradients of the weights, and of what enters every layer but the first.
+        assert products.num_operations == 2 * SMALL.batch_per_rank * (2 * sum(layers) + layers[1])
+        products.steps(2)
 
 
 def test_a_report_of_memory_without_pytorch_is_ours_alone() -> None:

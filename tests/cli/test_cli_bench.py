@@ -19,7 +19,7 @@ from ddp_bp.bench.recovery import (
 )
 from ddp_bp.bench.scaling import ModelScaling, RanksResult, ScalingReport
 from ddp_bp.bench.shards import ModelShards, ShardsReport, ShardsResult
-from ddp_bp.bench.training import DdpResult, ModelResult, TrainingReport
+from ddp_bp.bench.training import DdpResult, ModelResult, ProductsResult, TrainingReport
 from ddp_bp.cli.bench import byte_size, model_names, shard_numbers, vector_sizes
 from ddp_bp.cli.bench_output import (
     binary_size_text,
@@ -96,7 +96,16 @@ TRAINING = TrainingReport(
     15,
     "Some MPI",
     "2.0",
-    [ModelResult("tiny", "4-3, batch 2 a rank", 15, 1.5e-3, DdpResult(25, 4.5e-3, 3.0))],
+    [
+        ModelResult(
+            "tiny",
+            "4-3, batch 2 a rank",
+            15,
+            1.5e-3,
+            ProductsResult(1e-3, 48e9, 0.67, 4.5),
+            DdpResult(25, 4.5e-3, 3.0),
+        )
+    ],
 )
 MEMORY = MemoryReport(
     4,
@@ -108,7 +117,9 @@ MEMORY = MemoryReport(
     [MemoryResult("ddp_bp", 840_000_000, 28.0, 10**9), MemoryResult("PyTorch DDP", 1_920_000_000, 64.0, 10**9)],
     0.4375,
 )
-SHARDS = ShardsReport(2, 15, "Some MPI", [ModelShards("tiny", "4-3, batch 2 a rank", [ShardsResult(8, 1.5e-3, 1.25)])])
+SHARDS = ShardsReport(
+    2, 15, "Some MPI", [ModelShards("tiny", "4-3, batch 2 a rank", [ShardsResult(8, 1.5e-3, 1.25, 1.2)])]
+)
 SCALING = ScalingReport(
     1,
     1,
@@ -158,24 +169,25 @@ def test_the_table_of_training(capsys: pytest.CaptureFixture[str]) -> None:
     show_training(TRAINING, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "4 ranks; Some MPI; PyTorch 2.0; medians of 15 blocks of steps"
-    assert cells(lines[2]) == ["model", "ms a step", "PyTorch DDP", "times as fast", "its best bucket"]
-    assert cells(lines[3]) == ["tiny", "4-3, batch 2 a rank", "1.5", "4.5", "3", "25 MB"]
+    heads = ["model", "ms a step", "PyTorch DDP", "times as fast", "its best bucket"]
+    assert cells(lines[2]) == [*heads, "products alone", "Gflop/s a rank", "at most times as fast"]
+    assert cells(lines[3]) == ["tiny", "4-3, batch 2 a rank", "1.5", "4.5", "3", "25 MB", "1", "48", "4.5"]
 
 
 def test_without_pytorch_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    alone = ModelResult("tiny", "4-3, batch 2 a rank", 15, 1.5e-3, None)
+    alone = ModelResult("tiny", "4-3, batch 2 a rank", 15, 1.5e-3, ProductsResult(1e-3, 48e9, 0.67, None), None)
     show_training(TrainingReport(2, 15, "Some MPI", None, [alone]), as_json=False)
     out = capsys.readouterr().out
     assert "PyTorch is not installed on all ranks: ours alone" in out
-    assert cells(out.splitlines()[3]) == ["tiny", "4-3, batch 2 a rank", "1.5", "-", "-", "-"]
+    assert cells(out.splitlines()[3]) == ["tiny", "4-3, batch 2 a rank", "1.5", "-", "-", "-", "1", "48", "-"]
 
 
 def test_the_table_of_shards(capsys: pytest.CaptureFixture[str]) -> None:
     show_shards(SHARDS, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "2 ranks; Some MPI; medians of 15 blocks of steps"
-    assert cells(lines[2]) == ["model", "shards", "ms a step", "times as long"]
-    assert cells(lines[3]) == ["tiny", "4-3, batch 2 a rank", "8", "1.5", "1.250"]
+    assert cells(lines[2]) == ["model", "shards", "ms a step", "times as long", "products alone"]
+    assert cells(lines[3]) == ["tiny", "4-3, batch 2 a rank", "8", "1.5", "1.250", "1.200"]
 
 
 def test_the_table_of_scaling(capsys: pytest.CaptureFixture[str]) -> None:
