@@ -7,6 +7,7 @@ link, with many by the processors. Leave the machine alone meanwhile.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -31,6 +32,8 @@ def measure(hosts: Hosts, num_hosts: int, batch_per_rank: int, num_repeats: int)
 def main(batches: list[int]) -> None:
     if reason := why_not():
         sys.exit(reason)
+    # A core each, as `ddp-bp train` sees to.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # The hosts go whoever ends this.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as folder, Hosts(2, Path(folder)) as hosts:
