@@ -6,7 +6,9 @@ crosses twice at most: a rank sums a piece of each bucket from what all nodes ho
 follow the tree, so that neither buckets nor time reach a bit.
 
 In each round every rank exchanges partials of one bucket together with the sums of the bucket before. Rounds run in a
-thread of their own on a communicator of their own, or, without one, when the partials are complete.
+thread of their own on a communicator of their own, or, without one, when the partials are complete. Once all have
+agreed on the step, a bucket whose sum is there is taken while others are on their way: should a rank die meanwhile, the
+partials still are what they were.
 
 This module sees flat arrays only.
 """
@@ -25,7 +27,7 @@ from ddp_bp.parallel.bfloat16 import pack, unpack
 from ddp_bp.parallel.communicator import Array, Bounds, Communicator
 from ddp_bp.parallel.exchange import Ownership, TakeBlock
 from ddp_bp.parallel.holdings import Holdings
-from ddp_bp.parallel.membership import split_range
+from ddp_bp.parallel.membership import overlap, split_range
 from ddp_bp.parallel.nodes import Nodes
 from ddp_bp.parallel.walk import BLOCK_ELEMENTS, PlannedBlock, Walk, total_of
 
@@ -33,8 +35,8 @@ from ddp_bp.parallel.walk import BLOCK_ELEMENTS, PlannedBlock, Walk, total_of
 class BucketExchange(Ownership):
     """Sums vectors (N,) over all ranks of several nodes. Construct and call on all ranks alike.
 
-    A step is `begin`, `release` for each bucket that is complete, `release_all`, `finish`, and, if it is taken,
-    `reduce`. Partials may be written again, and the next step may begin, after all ranks have met once more.
+    A step is `begin`, `release` for each bucket that is complete, `release_all`, and `reduce` if it is taken or else
+    `finish`. Partials may be written again, and the next step may begin, after all ranks have met once more.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class BucketExchange(Ownership):
                 sent as such. No bucket may have both kinds.
         """
         super().__init__(communicator, nodes, [(0, totals.size)] * len(nodes.ranks))
-        self.buckets = tuple(buckets)
+        self.buckets = self.order = tuple(buckets)
         """The buckets [lo, hi), in the order in which they are released."""
         self._communicator, self._totals = communicator, totals
         self._own_communicator = communicator.duplicate() if in_background else None
@@ -75,13 +77,15 @@ class BucketExchange(Ownership):
         self._thread: threading.Thread | None = None
         self._released = threading.Semaphore(0)
         self._num_released = 0
+        self._arrival = threading.Condition()
+        self._num_arrived = 0
         self._is_abandoned = False
         self._error: BaseException | None = None
 
     def begin(self) -> None:
         """Begin a step."""
         self._released = threading.Semaphore(0)
-        self._num_released = 0
+        self._num_released = self._num_arrived = 0
         if self._own_communicator is not None:
             self._error = None
             # What the caller has set for its own computation, such as how NumPy warns, holds for the sums as well.
@@ -108,7 +112,8 @@ class BucketExchange(Ownership):
             PeerLostError: a rank has died; partials are what they were.
         """
         if self._own_communicator is None:
-            self._run()
+            if self._num_arrived < len(self.buckets):
+                self._run()
         elif self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -116,11 +121,32 @@ class BucketExchange(Ownership):
                 raise self._error
 
     def reduce(self, take: TakeBlock) -> None:
-        """`take(lo, hi, total)` for each block of this rank's slice, in order, as in `Exchange.reduce`."""
-        lo, hi = self.bounds
-        for first in range(lo, hi, BLOCK_ELEMENTS):
-            last = min(first + BLOCK_ELEMENTS, hi)
-            take(first, last, self._totals[first:last])
+        """`take(lo, hi, total)` for each block of this rank's slice, bucket by bucket; see `Exchange.reduce`.
+
+        Collective; all must have called `release_all`. Raises PeerLostError as `finish` does, when blocks may have been
+        taken.
+        """
+        if self._thread is None:
+            self.finish()
+        for number, bucket in enumerate(self.buckets):
+            lo, hi = overlap(self.bounds, bucket)
+            if lo < hi and not self._has_arrived(number):
+                break
+            for first in range(lo, hi, BLOCK_ELEMENTS):
+                last = min(first + BLOCK_ELEMENTS, hi)
+                take(first, last, self._totals[first:last])
+        self.finish()
+
+    def _has_arrived(self, number: int) -> bool:
+        """Wait until all ranks of the node can read the sum of a bucket; False if that will not be."""
+        with self._arrival:
+            self._arrival.wait_for(lambda: self._num_arrived > number or self._error is not None)
+            return self._num_arrived > number
+
+    def _note_arrived(self, num_buckets: int) -> None:
+        with self._arrival:
+            self._num_arrived = num_buckets
+            self._arrival.notify_all()
 
     def publish(self, array: Array, offset: int = 0) -> None:
         """Let all ranks of the node see `array`, in which each has written its own slice. Collective."""
@@ -148,22 +174,28 @@ class BucketExchange(Ownership):
     def _run_in_background(self) -> None:
         try:
             self._run()
-        except BaseException as error:  # for the thread that waits in `finish`
-            self._error = error
+        except BaseException as error:  # for the thread that waits
+            with self._arrival:
+                self._error = error
+                self._arrival.notify_all()
             # Ranks that wait for this one, and not for the one that died, must hear of it, too.
             if isinstance(error, PeerLostError):
                 self._used.revoke()
 
     def _run(self) -> None:
         sums = _Wire([], [], is_packed=False)
-        for each in self._rounds:
+        for number, each in enumerate(self._rounds):
             self._released.acquire()
             if self._is_abandoned:
                 raise PeerLostError("the exchange of gradients was abandoned")
             if self._has_neighbours:
                 self._used.exchange(self._tokens_out, self._tokens_in)
+                # All ranks of the node have ended the round before, in which they got the sums of the one before that.
+                self._note_arrived(max(0, number - 1))
             each.between.sum_away()
             self._send(each.partials, sums)
+            if not self._has_neighbours:
+                self._note_arrived(number)
             for block in each.blocks:
                 total_of(block)
             sums = each.sums
@@ -171,6 +203,7 @@ class BucketExchange(Ownership):
         self._send(sums)
         if self._has_neighbours:
             self._used.exchange(self._tokens_out, self._tokens_in)
+        self._note_arrived(len(self._rounds))
 
     def _send(self, *wires: _Wire) -> None:
         for wire in wires:

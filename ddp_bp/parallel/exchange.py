@@ -42,6 +42,8 @@ class Ownership:
         """Whether every node updates all elements."""
         self.is_first_copy = not self.is_copied or nodes.node_of_rank[rank] == 0
         """Whether no rank with a lower number updates what this one does."""
+        self.order: Sequence[Bounds] = [(0, max(last for _, last in self.slices))]
+        """Pieces of the vector, in the order in which their sums come."""
         self.num_rounds = 0
         """How many exchanges have come to their end in the background, as a sign of progress for who looks on."""
 

@@ -27,13 +27,15 @@ class Stage(IntEnum):
     READY = 1
     """Its partials and its row of the agreement are complete."""
     UPDATING = 2
-    """It knows that all ranks were ready: from now on the step is taken, whoever dies."""
+    """It knows that all ranks were ready: from now on the step is taken, whoever dies. Sums may be on their way."""
     UPDATED = 3
     """Its slice has been updated to the end."""
     COMMITTED = 4
     """It knows that all slices have been."""
 
 
+# The last three: how many elements of the slice are done, where the block begins that is being changed, and how many
+# are done with that.
 _STEP, _STAGE, _DONE, _FIRST, _LAST = range(5)
 _NUM_NOTES = 5
 
@@ -98,22 +100,24 @@ class Journal:
         self._own[_STEP] = step
         self._own[_STAGE] = stage
 
-    def begin_slice(self, lo: int) -> None:
-        """From here on elements from `lo` on will be changed in place, one block after another."""
-        self._own[_FIRST] = self._own[_LAST] = self._own[_DONE] = lo
+    def begin_slice(self) -> None:
+        """From here on elements of this rank's slice will be changed in place, one block after another."""
+        self._own[_LAST] = self._own[_DONE] = 0
         self._own[_STAGE] = Stage.UPDATING
 
     def protect(self, lo: int, hi: int, vectors: Sequence[Array]) -> None:
-        """Keep elements [lo, hi) of `vectors`, which are about to be changed."""
+        """Keep elements [lo, hi) of `vectors`, which are about to be changed: those whose turn it is."""
         if not self._keeps_blocks:
             return
         for copy, vector in zip(self._own_block, vectors, strict=True):
             copy[: hi - lo] = vector[lo:hi]
-        self._own[_FIRST], self._own[_LAST] = lo, hi
+        self._own[_FIRST] = lo
+        # Only this makes the block one that is being changed.
+        self._own[_LAST] = self._own[_DONE] + (hi - lo)
 
-    def finish_block(self, hi: int) -> None:
-        """All elements below `hi` of this rank's slice have their new values."""
-        self._own[_DONE] = hi
+    def finish_block(self, num_elements: int) -> None:
+        """So many elements of this rank's slice more, in the order of its update, have their new values."""
+        self._own[_DONE] += num_elements
 
     # ---- reading, once a rank has died
 
@@ -130,10 +134,20 @@ class Journal:
         """Give the block that a dead rank was changing its old values. To be called by one rank, when others wait."""
         place = self._ranks.index(rank)
         _, _, done, first, last = self._notes[place].tolist()
-        if done < last:
+        size = last - done
+        if size > 0:
             for copy, vector in zip(self._blocks[place], vectors, strict=True):
-                vector[first:last] = copy[: last - first]
+                vector[first : first + size] = copy[:size]
 
-    def left_over(self, rank: int, bounds: Bounds) -> Bounds:
-        """What of a rank's slice, `bounds`, has not been updated in the step at which it is UPDATING."""
-        return int(self._notes[self._ranks.index(rank), _DONE]), bounds[1]
+    def left_over(self, rank: int, order: Sequence[Bounds]) -> list[Bounds]:
+        """What of a rank's slice has not been updated in the step at which it is UPDATING.
+
+        `order`: the pieces of the slice in the order of its update.
+        """
+        done, rest = int(self._notes[self._ranks.index(rank), _DONE]), []
+        for lo, hi in order:
+            skipped = min(done, hi - lo)
+            done -= skipped
+            if lo + skipped < hi:
+                rest.append((lo + skipped, hi))
+        return rest

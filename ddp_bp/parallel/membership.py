@@ -34,6 +34,11 @@ def node_ranges(num_elements: int, ranks_per_node: Sequence[int]) -> list[tuple[
     return [(slices[first][0], slices[last - 1][1]) for first, last in itertools.pairwise(edges)]
 
 
+def overlap(first: tuple[int, int], second: tuple[int, int]) -> tuple[int, int]:
+    """The elements [lo, hi) that are in both ranges; none where lo is not below hi."""
+    return max(first[0], second[0]), min(first[1], second[1])
+
+
 def clip_bounds(bounds: tuple[int, int], offset: int, size: int) -> tuple[int, int]:
     """What of the elements [lo, hi) = `bounds` lies in [offset, offset + size), counted from `offset`."""
     lo, hi = (min(max(edge - offset, 0), size) for edge in bounds)

@@ -28,7 +28,7 @@ from ddp_bp.parallel.communicator import Array, Bounds, Communicator
 from ddp_bp.parallel.holdings import Holdings
 from ddp_bp.parallel.journal import Stage
 from ddp_bp.parallel.membership import shard_run
-from ddp_bp.parallel.nodes import Nodes, nodes_of_survivors, slices_by_rank
+from ddp_bp.parallel.nodes import Nodes, nodes_of_survivors
 from ddp_bp.worker.crew import Crew
 from ddp_bp.worker.failures import RankFailure, raise_together
 from ddp_bp.worker.step import StepResult, result_of, take
@@ -309,16 +309,14 @@ class Recovery:
                     base.journal.undo_block(rank, vectors)
         if starts_anew:
             return [base.exchange.ranges[number]]
-        slices = slices_by_rank(base.nodes, base.exchange.ranges)
         pending = []
         for rank in of_node:
+            order = base.update.order_of(rank)
             if positions[rank] == (step, Stage.UPDATING):
-                pending.append(base.journal.left_over(rank, slices[rank]))
+                pending += base.journal.left_over(rank, order)
             elif positions[rank] < (step, Stage.UPDATING):
-                pending.append(slices[rank])
-        if base.pending is not None:
-            pending = _common(pending, base.pending)
-        return pending
+                pending += order
+        return sorted(pending)
 
 
 def _gather(communicator: Communicator, own: Any, kind: type[Message]) -> list[Message]:
@@ -358,9 +356,3 @@ def _joined(
         owners.append(tuple(owner for _, owner, _ in held))
         own_vectors += [vector for _, _, vector in held if vector is not None]
     return Holdings(tuple(tree_nodes), tuple(owners), tuple(own_vectors), holdings.dtype)
-
-
-def _common(first: Sequence[Bounds], second: Sequence[Bounds]) -> list[Bounds]:
-    """What lies in a range of both, in order."""
-    pairs = [(max(a, c), min(b, d)) for a, b in first for c, d in second]
-    return sorted((lo, hi) for lo, hi in pairs if lo < hi)

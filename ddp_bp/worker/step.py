@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ddp_bp.data import ShardPlan
-from ddp_bp.errors import PeerLostError
+from ddp_bp.errors import DisagreementError, PeerLostError
 from ddp_bp.parallel.agreement import Agreement, Status, Verdict
 from ddp_bp.parallel.bucket_exchange import BucketExchange
 from ddp_bp.parallel.exchange import Exchange
@@ -102,10 +102,16 @@ class TrainingStep:
         self._journal.note(step, Stage.READY)
         verdict = self._agreement.conclude()
         self._clock.lap(Phase.RANK_WAIT)
-        self._exchange.finish()
+        if verdict.failed_ranks or verdict.nonfinite_shards:
+            # Nobody will ask for the sums, but others wait for this rank's part of them.
+            self._exchange.finish()
         raise_together(verdict, failure, f"at step {step}")
-        self.audit.compare(step)
-        self.comparison.run_if_due(step)
+        try:
+            self.audit.compare(step)
+            self.comparison.run_if_due(step)
+        except DisagreementError:
+            self._exchange.finish()
+            raise
         self.verdict = verdict
         take(self._update, self._plan, step, verdict)
         self._clock.stop()

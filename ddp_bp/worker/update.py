@@ -25,7 +25,7 @@ from ddp_bp.parallel.bucket_exchange import BucketExchange
 from ddp_bp.parallel.communicator import Bounds, Communicator
 from ddp_bp.parallel.exchange import Exchange
 from ddp_bp.parallel.journal import Journal, Stage
-from ddp_bp.parallel.membership import clip_bounds
+from ddp_bp.parallel.membership import clip_bounds, overlap
 from ddp_bp.parallel.walk import BLOCK_ELEMENTS
 from ddp_bp.worker.compression import Compression
 from ddp_bp.worker.phases import Phase, PhaseClock
@@ -79,6 +79,16 @@ class Update:
         self.squared_norm = math.nan
         """This rank's part of the squared norm of the last mean gradient, before clipping."""
 
+    def order_of(self, rank: int) -> list[Bounds]:
+        """The pieces [lo, hi) of a rank's slice, in the order in which they are updated."""
+        pieces: Sequence[Bounds] = [self._exchange.slices[rank]]
+        if self._pending is not None:
+            pieces = self._pending
+        elif self._gradient is None:
+            pieces = self._exchange.order
+        overlaps = [overlap(self._exchange.slices[rank], piece) for piece in pieces]
+        return [(lo, hi) for lo, hi in overlaps if lo < hi]
+
     def take_step(self, step: int, weight: float, num_filled_shards: int) -> None:
         """Update parameters, optimizer state, average and buffers. Collective.
 
@@ -107,10 +117,10 @@ class Update:
                 else:
                     self._gradient[lo - self._lo : lo - self._lo + num_gradient] = gradient
             if self._gradient is None:
-                self._journal.finish_block(hi)
+                self._journal.finish_block(hi - lo)
             self._clock.lap(Phase.OPTIMIZER)
 
-        self._journal.begin_slice(self._exchange.bounds[0])
+        self._journal.begin_slice()
         self._exchange.reduce(take)
         if self._gradient is not None:
             self._update_slice(self._gradient)
@@ -183,7 +193,7 @@ class Update:
                 for start in range(max(first, lo), min(last, hi), BLOCK_ELEMENTS):
                     stop = min(start + BLOCK_ELEMENTS, last, hi)
                     self._update_block(start, stop, gradient[start - lo : stop - lo])
-                    self._journal.finish_block(stop)
+                    self._journal.finish_block(stop - start)
         self._clock.lap(Phase.OPTIMIZER)
 
     def _norm(self, gradient: Array) -> float:

@@ -137,6 +137,40 @@ def test_buckets_are_exchanged_while_others_are_not_yet_complete() -> None:
     run_ranks(2, run)
 
 
+@pytest.mark.parametrize("node_of_rank", [[0, 1], [0, 1, 0, 1]])
+def test_a_bucket_is_taken_while_others_are_on_their_way(node_of_rank: list[int]) -> None:
+    """The last rounds wait until the first bucket has been taken."""
+    size, buckets = 8192, [(lo, lo + 1024) for lo in reversed(range(0, 8192, 1024))]
+
+    def run(comm) -> list[int]:
+        _, exchange = build(comm, size, comm.size, node_of_rank, buckets)
+        taken, calls = threading.Event(), itertools.count(1)
+        used, send = exchange._used, exchange._used.exchange
+        # Two calls in a round where ranks have neighbours. The sums of the first bucket are there after three rounds.
+        num_before = 4 if comm.size == 2 else 8
+
+        def held_back(sends, receives) -> None:
+            assert next(calls) < num_before or exchange.bounds[1] < size or taken.wait(10)
+            send(sends, receives)
+
+        used.exchange = held_back
+        exchange.begin()
+        exchange.release_all()
+        order = []
+
+        def take(lo: int, hi: int, total: np.ndarray) -> None:
+            order.append(lo)
+            taken.set()
+
+        exchange.reduce(take)
+        exchange.close()
+        assert order == [lo for lo, hi in exchange.order if exchange.bounds[0] <= lo < exchange.bounds[1]]
+        return order
+
+    orders = run_ranks(len(node_of_rank), run)
+    assert sorted(lo for order in orders[:: len(node_of_rank) // 2] for lo in order)
+
+
 def test_a_death_ends_the_exchange_of_all_others() -> None:
     size, begun = 3000, threading.Barrier(3)
 
