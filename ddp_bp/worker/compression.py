@@ -20,22 +20,33 @@ class Compression:
 
     def __init__(self, errors: Array, own_shards: Sequence[int]) -> None:
         """`errors`: (V, P), by shard what rounding has taken away; those of `own_shards` are this rank's to change."""
-        self.errors, self.own_shards = errors, tuple(own_shards)
-        # A step that is skipped must leave everything as it was.
-        self._pending = {shard: np.zeros_like(errors[shard]) for shard in own_shards}
+        self._errors, self.own_shards = errors, tuple(own_shards)
+        # A step that is skipped must leave everything as it was: of two vectors, each step reads one, writes the other.
+        self._homes = {shard: errors[shard] for shard in own_shards}
+        self._taken = dict(self._homes)
+        self._left = {shard: np.zeros_like(home) for shard, home in self._homes.items()}
 
     @property
     def num_elements(self) -> int:
         """P: what follows a gradient in its vector is not rounded."""
-        return int(self.errors.shape[1])
+        return int(self._errors.shape[1])
+
+    def settle(self) -> Array:
+        """(V, P), by shard what rounding has taken away by now, those of this rank's shards brought up to date."""
+        for shard, home in self._homes.items():
+            taken = self._taken[shard]
+            if taken is not home:
+                np.copyto(home, taken)
+                self._taken[shard], self._left[shard] = home, taken
+        return self._errors
 
     def round(self, shard: int, gradient: Array, lo: int, hi: int) -> None:
         """Round elements [lo, hi) of a shard's `gradient` (P,) in place. Each once a step."""
-        pending = self._pending.get(shard)
-        left = np.empty_like(gradient) if pending is None else pending
-        round_with_feedback(gradient[lo:hi], self.errors[shard, lo:hi], left[lo:hi])
+        taken, left = self._taken.get(shard), self._left.get(shard)
+        if taken is None or left is None:
+            taken, left = self._errors[shard], np.empty_like(gradient)
+        round_with_feedback(gradient[lo:hi], taken[lo:hi], left[lo:hi])
 
     def commit(self) -> None:
         """The step has been taken."""
-        for shard, pending in self._pending.items():
-            np.copyto(self.errors[shard], pending)
+        self._taken, self._left = self._left, self._taken

@@ -54,7 +54,7 @@ class Snapshot:
     ) -> None:
         """`bounds`: the slice [lo, hi) of the flat vector that this rank hands in, besides what is its shards' own."""
         self._parameters, self._optimizer = parameters, optimizer
-        self._buffers, self._average = buffers, average
+        self._buffers, self._average, self._compression = buffers, average, compression
         self.tied, buffer_names = _names(model, parameters, buffers)
         self.buffer_names = tuple(name for names in buffer_names for name in names)
         """The tensors of the model that are not parameters, each under all its names."""
@@ -63,7 +63,7 @@ class Snapshot:
         self._flats = [
             _Flat("parameters", "model", parameters.data, own, self._parameter_tensors()),
             *(_Flat(name, "optimizer", array, own, self._state_tensors(name)) for name, array in state.items()),
-            *self._errors(compression),
+            *self._errors(),
             *(
                 _Flat(
                     f"buffer {names[0]}",
@@ -92,6 +92,8 @@ class Snapshot:
 
     def capture(self) -> None:
         """Copy this rank's parts aside. Until `pieces` has been sent, do not capture again."""
+        if self._compression is not None:
+            self._compression.settle()
         for flat in self._flats:
             np.copyto(self._staging[flat.name], _part(flat))
 
@@ -112,6 +114,8 @@ class Snapshot:
 
         The other ranks pass empty mappings. `num_updates`: how often the optimizer has moved the parameters.
         """
+        if self._compression is not None:
+            self._compression.settle()
         for flat in self._flats:
             if communicator.rank == 0:
                 for tensor, part in _parts(flat):
@@ -142,11 +146,11 @@ class Snapshot:
         names = {**{name: name for name in slots}, **self.tied}
         return [TensorLayout(name, list(slots[first].shape), slots[first].offset) for name, first in names.items()]
 
-    def _errors(self, compression: Compression | None) -> Iterator[_Flat]:
+    def _errors(self) -> Iterator[_Flat]:
         """What rounding has taken from each shard's gradients, each from the rank that has the shard."""
-        if compression is not None:
-            for shard, values in enumerate(compression.errors):
-                size = values.size if shard in compression.own_shards else 0
+        if self._compression is not None:
+            for shard, values in enumerate(self._compression.settle()):
+                size = values.size if shard in self._compression.own_shards else 0
                 name = f"compression_error.{shard}"
                 yield _Flat(name, "optimizer", values, (0, size), self._state_tensors(name))
 
