@@ -127,6 +127,48 @@ def test_where_nobody_is_left_who_has_trained_all_start_again(
     assert assert_is_the_same_run(run_dir, undisturbed)["resumed_from_step"] >= 14
 
 
+def test_where_a_node_is_lost_spares_keep_nobody_from_starting_again(
+    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    """Every rank is a node of its own, as on hosts of one rank each."""
+    run_dir = tmp_path / "run"
+    options = ["--set", "fault.spares=1", "--set", "exchange.algorithm=messages"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
+    kill(wait_for_step(run_dir, 20), 1)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "all ranks of a node have died" in stderr and "ddp-bp: restart 1 of 3" in stderr
+    assert assert_is_the_same_run(run_dir, undisturbed)["resumed_from_step"] >= 14
+
+
+def test_a_spare_joins_where_rates_fall_and_checkpoints_are_due_all_the_time(
+    start_command, slow_recipe: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--set", "fault.spares=2", "--set", "schedule.name=cosine", "--set", "checkpoint.every_steps=1"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
+    first = wait_for_step(run_dir, 5)
+    for rank in (1, 2):
+        kill(first, rank)
+        wait_for(run_dir, lost_ranks=list(range(1, rank + 1)), world_size=2, ready=True)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+
+
+def test_a_spare_that_has_died_keeps_nobody_from_stopping_or_others_from_the_end(
+    start_command, slow_recipe: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--set", "fault.spares=2"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
+    kill(wait_for_step(run_dir, 3), 2)
+    wait_until(lambda: [row["rank"] for row in (status_of(run_dir) or {"ranks": []})["ranks"]] == [0, 1, 3], "its end")
+    process.send_signal(signal.SIGUSR1)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "stopped after step" in stdout and processes_of(run_dir) == []
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
