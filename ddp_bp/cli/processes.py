@@ -18,7 +18,7 @@ from ddp_bp.cli.environment import child_environment, job_environment
 from ddp_bp.cli.supervise import History
 from ddp_bp.errors import DeadlineError, InputError, LaunchError
 
-COORDINATOR_START_SECONDS = 20.0
+COORDINATOR_START_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
 _FIRST_SIGNAL_CODE = 128
 
