@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ddp_bp.cli.change import Change
-from ddp_bp.cli.faults import last_eviction
+from ddp_bp.cli.faults import last_fault
 from ddp_bp.cli.job_folder import end_processes, job_folder
 from ddp_bp.cli.job_start import JobStart
 from ddp_bp.cli.kept_coordinator import KeptCoordinator, how_it_ended
@@ -209,7 +209,7 @@ class _Watch:
             if code is not None:
                 gone_at = min(gone_at, time.monotonic())
                 if time.monotonic() - gone_at > MPIRUN_END_SECONDS:
-                    return None
+                    return last_fault(self.run_dir, self.began)
             status = self._look()
             if silent := silent_host(status, self.silence_seconds):
                 self.has_silent_host = True
@@ -246,7 +246,7 @@ class _Watch:
         if code in STOP_EXIT_CODES.values() and broken is None:
             # A rank that was told to leave, and could not save a checkpoint in time.
             return Attempt(Ending.ASKED, exit_code=code)
-        why = broken or last_eviction(self.run_dir, self.began) or why_it_ended(self.lines, code)
+        why = broken or last_fault(self.run_dir, self.began) or why_it_ended(self.lines, code)
         return Attempt(Ending.DEATH, why=why)
 
     def _ask_for_checkpoint(self) -> Future[str]:

@@ -108,6 +108,7 @@ def coordinator(
             suspect_seconds=resolved.fault.suspect_seconds,
             silence_seconds=resolved.fault.silence_seconds,
             hang_seconds=resolved.fault.hang_seconds,
+            start_seconds=resolved.fault.start_seconds,
             takes_over=takes_over,
             linger_seconds=linger_seconds,
         )

@@ -1,4 +1,4 @@
-"""Reading what a coordinator has done about ranks that were silent or stuck: the file faults.jsonl of a run."""
+"""Reading what a coordinator has done about ranks that were silent, stuck or missing: faults.jsonl of a run."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from pathlib import Path
 from ddp_bp.coordinator.disk import FAULTS_FILE
 
 RECENT_SECONDS = 120.0
-"""How long ago an eviction may be that the end of a job is put down to."""
+"""How long ago a fault may be that the end of a job is put down to."""
 
 
-def last_eviction(run_dir: Path, since_unix_seconds: float) -> str | None:
-    """Who was evicted last, and why, in words; None if nobody was since then, or not recently."""
+def last_fault(run_dir: Path, since_unix_seconds: float) -> str | None:
+    """Who was evicted last, and why, or why the job has not begun, in words; None if there was nothing since then, or
+    not recently."""
     since = max(since_unix_seconds, time.time() - RECENT_SECONDS)
     try:
         record = json.loads((run_dir / FAULTS_FILE).read_text().splitlines()[-1])
         if record["unix_seconds"] < since:
             return None
+        if record["event"] == "not begun":
+            return str(record["why"])
         ranks = ", ".join(str(row["rank"]) for row in record["ranks"])
         return f"rank {ranks} was evicted: {record['reason']} for {record['seconds']:.0f} s"
     except (OSError, ValueError, LookupError):

@@ -36,6 +36,7 @@ class CoordinatorConfig:
     exit_grace_seconds           how long after the end of training it waits for ranks that do not say goodbye
     suspect_seconds              after how long a rank that is silent, or that others wait for, is named
     silence_seconds, hang_seconds   after how long such a rank is evicted; 0: never
+    start_seconds                how long ranks may take to come and to begin to train; 0: as long as they like
     takes_over                   it takes the place of a coordinator of the same job that was killed
     linger_seconds               how long after the end of the job it goes on answering HTTP
     """
@@ -65,6 +66,7 @@ class CoordinatorConfig:
     suspect_seconds: float = 1.5
     silence_seconds: float = 30.0
     hang_seconds: float = 60.0
+    start_seconds: float = 600.0
     takes_over: bool = False
     linger_seconds: float = 0.0
 

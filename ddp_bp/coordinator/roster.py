@@ -207,6 +207,11 @@ class Roster:
         return self._started_size - len(self.lost) - len(self.spares)
 
     @property
+    def expected(self) -> list[int]:
+        """All that have been started and are not lost, spares among them."""
+        return [rank for rank in range(self._started_size) if rank not in self.lost]
+
+    @property
     def unannounced(self) -> list[int]:
         """Ranks that are here, and have not said yet that they go on in the newest membership."""
         return [rank for rank, member in self.working() if member.epoch != self.epoch]

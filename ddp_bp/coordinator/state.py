@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from ddp_bp.coordinator import events as e
+from ddp_bp.coordinator.beginning import Beginning, not_begun
 from ddp_bp.coordinator.checkpoints import CheckpointDesk, CheckpointRecord
 from ddp_bp.coordinator.config import CoordinatorConfig
 from ddp_bp.coordinator.durability import Durability
@@ -57,6 +58,7 @@ class Coordinator:
         self.num_messages: Counter[str] = Counter()
         self.num_rejected = 0
         self.durability = Durability()
+        self.beginning = Beginning(config, self.roster)
         self.evictions = EvictionDesk(config, self.roster)
         self.scaling = ScaleDesk(config, self.roster)
         self._stacks: StacksDesk[bytes | None] = StacksDesk(self.roster)
@@ -287,6 +289,11 @@ class Coordinator:
             instructions += self._stacks.ask(None, now)
         told, why = self.evictions.tick(now)
         instructions += told
+        if why is None and self.state not in ENDED:
+            why = self.beginning.problem(now, self._here_since)
+            if why is not None:
+                instructions += [e.Send(identity, m.End(why)) for identity in self.roster.connected()]
+                instructions.append(e.AppendFault(not_begun(why, self.unix_seconds(now))))
         if why is not None:
             instructions += [e.Log("error", why), *self._fail(m.Failure(0, self.progress.step, why, ""), now)]
         return instructions
@@ -358,7 +365,7 @@ class Coordinator:
             return False
         if not self.roster.connected():
             # Before the first rank nobody is connected either, but ranks are on their way and must be told to stop.
-            return self.roster.num_joined > 0
+            return self.roster.num_joined > 0 or self.state is State.FAILED
         waits_for_checkpoint = self.state is State.FINISHED and self.checkpoints.receiving
         overdue = self._ended_at is not None and now - self._ended_at >= self.config.exit_grace_seconds
         return overdue and not waits_for_checkpoint

@@ -74,8 +74,10 @@ def history_of(coordinator: Coordinator) -> dict[str, list[tuple[int, float | No
 def ready_problem(coordinator: Coordinator) -> str | None:
     """Why the job is not training with all its ranks; None when it is."""
     if coordinator.state.value != "training":
-        joined = f", {len(coordinator.roster.working())} of {coordinator.roster.world_size} ranks have joined"
-        return f"the job is {coordinator.state.value}{joined if coordinator.state.value == 'waiting' else ''}"
+        if coordinator.state.value != "waiting":
+            return f"the job is {coordinator.state.value}"
+        joined = f"{len(coordinator.roster.working())} of {coordinator.roster.world_size} ranks have joined"
+        return f"the job is waiting, {joined}; not yet rank {', '.join(map(str, coordinator.beginning.missing))}"
     missing = [str(rank) for rank, member in coordinator.roster.working() if not member.connected]
     if missing:
         return f"rank {', '.join(missing)} is not connected"

@@ -32,6 +32,8 @@ class FaultSection(Section, frozen=True, kw_only=True):
     suspect_seconds: after how long without a sign of a rank, or of progress while others wait for it, it is named.
     silence_seconds: a rank of which there is no sign for so long is evicted; 0: never.
     hang_seconds: a rank that others wait for, and that makes no progress for so long, is evicted; 0: never.
+    start_seconds: how long ranks may take to load the data, to find each other and to begin to train; 0: as long as
+        they like.
     orphan_seconds: a rank that waits for others, and hears nothing of the coordinator for so long, ends; 0: never.
     """
 
@@ -50,6 +52,7 @@ class FaultSection(Section, frozen=True, kw_only=True):
     suspect_seconds: PositiveFloat = 1.5
     silence_seconds: NonNegativeFloat = 30.0
     hang_seconds: NonNegativeFloat = 60.0
+    start_seconds: NonNegativeFloat = 600.0
     orphan_seconds: NonNegativeFloat = 60.0
 
     def conflicts(self) -> list[str]:

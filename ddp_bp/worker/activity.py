@@ -82,6 +82,15 @@ def phase_of(frame: FrameType | None) -> str:
     return "other"
 
 
+def place_outside_mpi() -> tuple[CodeType, int] | None:
+    """Where the main thread is, without the calls of MPI that it is in: another place whenever it has gone on to
+    another one of them."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and frame.f_globals.get("__name__", "") == _WAITS_IN:
+        frame = frame.f_back
+    return None if frame is None else (frame.f_code, frame.f_lasti)
+
+
 def thread_stacks() -> list[ThreadStack]:
     """Where every Python thread of this process is, the main thread first."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}

@@ -26,7 +26,7 @@ from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.wire.messages import PROTOCOL_VERSION, Acknowledged, Failure, Finished, Hello, Membership
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
 from ddp_bp.wire.process import process_name
-from ddp_bp.worker.activity import Activity, thread_stacks
+from ddp_bp.worker.activity import Activity, place_outside_mpi, thread_stacks
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import SILENCE_SECONDS, Checkpointing
 from ddp_bp.worker.compose import Composition, around, find_crew, first_composition, prepare_training
@@ -103,6 +103,8 @@ def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> i
         job.recipe.fault.heartbeat_seconds,
         job.recipe.fault.orphan_seconds or math.inf,
     )
+    # From the first moment on, so that a rank that stops while all get ready is found by those that wait for it.
+    link.watch(Activity(lambda: 0, place_outside_mpi).position, thread_stacks)
     try:
         welcome = together(communicator, lambda: link.open(WELCOME_SECONDS))
         run = _Run(communicator, job, settings, link, welcome.checkpoint_every_steps)

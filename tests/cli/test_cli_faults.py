@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from ddp_bp.cli.faults import RECENT_SECONDS, last_eviction
+from ddp_bp.cli.faults import RECENT_SECONDS, last_fault
 from ddp_bp.coordinator.disk import FAULTS_FILE
 
 
 def line(unix_seconds: float) -> str:
-    record = {"unix_seconds": unix_seconds, "reason": "silent", "seconds": 30.2, "ranks": [{"rank": 1}, {"rank": 2}]}
+    record = {
+        "unix_seconds": unix_seconds,
+        "event": "evicted",
+        "reason": "silent",
+        "seconds": 30.2,
+        "ranks": [{"rank": 1}, {"rank": 2}],
+    }
     return json.dumps(record) + "\n"
 
 
@@ -26,7 +32,7 @@ def test_only_a_recent_eviction_of_this_start_counts(
 ) -> None:
     now = time.time()
     (tmp_path / FAULTS_FILE).write_text(line(now - 9999) + line(now - age_seconds))
-    why = last_eviction(tmp_path, now - began_seconds_ago)
+    why = last_fault(tmp_path, now - began_seconds_ago)
     assert why == ("rank 1, 2 was evicted: silent for 30 s" if found else None)
 
 
@@ -34,4 +40,4 @@ def test_only_a_recent_eviction_of_this_start_counts(
 def test_a_file_that_is_not_there_or_torn_says_nothing(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / FAULTS_FILE).write_text(content)
-    assert last_eviction(tmp_path, 0.0) is None
+    assert last_fault(tmp_path, 0.0) is None

@@ -232,7 +232,7 @@ def test_spares_are_here_and_are_none_of_the_team(tmp_path: Path) -> None:
     machine = Machine(tmp_path, world_size=2, num_spares=1)
     for rank in (0, 2):
         machine.receive(b"%d" % rank, hello(rank, world_size=3))
-    assert ready_problem(machine.coordinator) == "the job is waiting, 1 of 2 ranks have joined"
+    assert ready_problem(machine.coordinator) == "the job is waiting, 1 of 2 ranks have joined; not yet rank 1"
     machine.receive(b"1", hello(1, world_size=3))
     assert machine.coordinator.state is State.TRAINING and ready_problem(machine.coordinator) is None
     status = status_of(machine.coordinator, machine.now)

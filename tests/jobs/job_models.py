@@ -13,8 +13,10 @@ import numpy as np
 from ddp_bp import nn
 from ddp_bp.cli.environment import launched_ranks
 from ddp_bp.errors import DistributedError
+from ddp_bp.worker import run
 from ddp_bp.worker.checkpointing import Checkpointing
 from ddp_bp.worker.comparison import Comparison
+from ddp_bp.worker.link import CoordinatorLink
 
 
 def launched_rank() -> int | None:
@@ -232,12 +234,12 @@ def dying_after_evaluation(input_shape, num_outputs):
     if launched_rank() == 1:
         compare = Comparison.run
 
-        def run(self, when):
+        def compare_or_die(self, when):
             if when.endswith("step 42"):
                 os.kill(os.getpid(), signal.SIGKILL)
             compare(self, when)
 
-        Comparison.run = run
+        Comparison.run = compare_or_die
     return slow(input_shape, num_outputs, 0.005)
 
 
@@ -253,3 +255,22 @@ def full_disk_at_the_first_end(input_shape, num_outputs):
 
         Checkpointing.save_now = fail
     return slow(input_shape, num_outputs)
+
+
+def stopping(input_shape, num_outputs, at: str):
+    """The slow model; rank 1 of the first start stops before it trains. A file beside this one says so."""
+    mark = Path(__file__).with_name("stopped")
+
+    def stop(*arguments, **named):
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    if launched_rank() == 1 and not mark.exists():
+        match at:
+            case "loading":
+                stop()
+            case "joining":
+                CoordinatorLink.open = stop
+            case "preparing":
+                run.prepare_training = stop
+    return slow(input_shape, num_outputs, 0.005)

@@ -126,3 +126,26 @@ def test_a_rank_that_hangs_is_shown_to_the_line_and_evicted_and_costs_no_bit(
     assert summary["recoveries"] == 1
     assert_same(summary, undisturbed)
     assert_ledger_is_one_history(run_dir, summary)
+
+
+@pytest.mark.parametrize(
+    ("at", "why"),
+    [
+        ("loading", "no rank has joined within fault.start_seconds = 15"),
+        ("joining", "rank 1 has not joined within fault.silence_seconds = 2 of the first one"),
+        ("preparing", "rank 1 was evicted: silent for 2 s"),
+    ],
+)
+def test_a_rank_that_stops_before_the_first_step_keeps_nobody_waiting_for_good(
+    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict, at: str, why: str
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--run-dir", run_dir, "--set", "model.factory=job_models:stopping", "--set", f"model.options.at={at}"]
+    options += ["--set", "fault.silence_seconds=2", "--set", "fault.start_seconds=15"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, *options))
+    wait_until((tmp_path / "stopped").exists, "rank 1 to stop")
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 0, stderr
+    assert f"ddp-bp: restart 1 of 3: {why}" in stderr and "restart 2" not in stderr and "Traceback" not in stderr
+    assert_same(summary_of(run_dir), undisturbed)
+    assert processes_of(run_dir) == []
