@@ -274,7 +274,8 @@ class Coordinator:
 
     def suspicions(self, now: float) -> list[Suspicion]:
         """Which ranks something seems to be wrong with; nobody's before all have come, or after the end."""
-        if self.state not in (State.TRAINING, State.STOPPING):
+        # Those that a coordinator before this one has met need not come back to it before they are missed.
+        if self.state in ENDED or (self.state is State.WAITING and not self.roster.all_joined):
             return []
         means = [
             durations["step"].mean_seconds for durations in self.progress.durations.values() if "step" in durations

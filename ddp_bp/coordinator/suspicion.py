@@ -58,7 +58,8 @@ def suspicions(
     waiting = [rank for rank, member in awake if _phase(member) == WAITING]
     all_wait = bool(awake) and len(waiting) == len(awake)
     if silent:
-        # A process that ends closes its connection; one that is stopped, or cut off, seems to have it still.
+        # A process that ends closes its connection; one that is stopped, or cut off, seems to have it still. And who
+        # lives comes to a coordinator that takes the place of another one, unless it is stopped.
         have_ended = not awake and any(not member.connected for rank, member in silent if rank not in spares)
         # And nobody waits for a spare before it is needed, and then it must be there.
         return [
@@ -67,7 +68,7 @@ def suspicions(
                 member,
                 "silent",
                 heard[rank],
-                all_wait or rank in spares or (have_ended and member.connected),
+                all_wait or rank in spares or (have_ended and (member.connected or not member.has_joined)),
             )
             for rank, member in silent
         ]

@@ -10,6 +10,7 @@ from coordinator_fakes import Machine, hello, report, sent
 
 from ddp_bp.coordinator import events as e
 from ddp_bp.coordinator.lifecycle import State
+from ddp_bp.coordinator.memory import memory_of, recall
 from ddp_bp.coordinator.status import status_of
 from ddp_bp.wire import messages as m
 
@@ -20,9 +21,9 @@ WORKING = "forward"
 class Ranks(Machine):
     """Three ranks that train. `doing`: the phase of each that is awake, which stays what it is until it is changed."""
 
-    def __init__(self, run_dir: Path, **changes: Any) -> None:
+    def __init__(self, run_dir: Path, num_present: int = 3, **changes: Any) -> None:
         super().__init__(run_dir, **{"world_size": 3, "parent_fd": 0, **changes})
-        for rank in range(3):
+        for rank in range(num_present):
             self.receive(str(rank).encode(), hello(rank, world_size=3, process=f"name-{rank}"))
         self.doing: dict[int, str] = dict.fromkeys(range(3), WORKING)
         self.since = dict.fromkeys(range(3), self.now)
@@ -217,6 +218,27 @@ def test_a_stopped_rank_is_evicted_when_all_others_have_ended_and_nobody_is_left
     assert kills(ranks.live(29)) == []
     assert [kill.rank for kill in kills(ranks.live(3))] == [1], "and not those that have ended"
     assert ranks.coordinator.evictions.num_evictions == {"silent": 1}
+
+
+def test_a_coordinator_that_takes_over_evicts_all_if_nobody_comes_back_to_it(ranks: Ranks, tmp_path: Path) -> None:
+    """They have ended, or are stopped: who lives comes at once."""
+    ranks.live(0.5)
+    another = Ranks(tmp_path, takes_over=True, num_present=0)
+    recall(another.coordinator, memory_of(ranks.coordinator))
+    another.doing.clear()
+    assert kills(another.live(29)) == []
+    assert [(kill.rank, kill.process) for kill in kills(another.live(3))] == [(n, f"name-{n}") for n in range(3)]
+
+
+def test_a_coordinator_that_takes_over_evicts_nobody_else_if_one_comes_back(ranks: Ranks, tmp_path: Path) -> None:
+    ranks.live(0.5)
+    another = Ranks(tmp_path, takes_over=True, num_present=0)
+    recall(another.coordinator, memory_of(ranks.coordinator))
+    another.receive(b"0", hello(0, world_size=3, process="name-0"))
+    another.doing = {0: WORKING}
+    assert kills(another.live(100)) == []
+    another.do(r0="waiting")
+    assert [kill.rank for kill in kills(another.live(3))] == [1, 2]
 
 
 def test_a_rank_that_is_back_at_the_last_moment_stays(ranks: Ranks) -> None:

@@ -149,3 +149,23 @@ def test_a_rank_that_stops_before_the_first_step_keeps_nobody_waiting_for_good(
     assert f"ddp-bp: restart 1 of 3: {why}" in stderr and "restart 2" not in stderr and "Traceback" not in stderr
     assert_same(summary_of(run_dir), undisturbed)
     assert processes_of(run_dir) == []
+
+
+@pytest.mark.ulfm
+def test_one_rank_is_stopped_and_all_others_and_the_coordinator_are_killed_at_once(
+    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start_command(
+        ddp_bp("train", slow_recipe, "-n", 3, "--run-dir", run_dir, "--set", "fault.silence_seconds=2")
+    )
+    ranks = wait_for_step(run_dir, 10)["ranks"]
+    [coordinator] = [one for one in processes_of(run_dir) if "coordinator" in one.cmdline()]
+    os.kill(ranks[1]["pid"], signal.SIGSTOP)
+    for pid in (coordinator.pid, ranks[0]["pid"], ranks[2]["pid"]):
+        os.kill(pid, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "ddp-bp: restart 1 of 3: " in stderr
+    assert_same(summary_of(run_dir), undisturbed)
+    assert processes_of(run_dir) == []
