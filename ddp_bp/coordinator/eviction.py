@@ -1,8 +1,9 @@
 """What is done about ranks that are silent or stuck: they are named, and at the deadline they are evicted.
 
 Eviction asks all ranks for their stacks, keeps them in the run directory, and kills the process where that can be done
-from here, else tells it to end. Its death is then MPI's to report, as any other. If the job has not gone on without it
-after a while, all ranks are told to end, so that whoever supervises the job starts it again on what answers.
+from here, else has another rank of its machine do so, and tells it to end. Its death is then MPI's to report, as any
+other. If the job has not gone on without it after a while, all ranks are told to end, so that whoever supervises the
+job starts it again on what answers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from ddp_bp.coordinator.events import AppendFault, Instruction, Kill, Killed, Lo
 from ddp_bp.coordinator.roster import Member, Roster
 from ddp_bp.coordinator.stacks import whereabouts
 from ddp_bp.coordinator.suspicion import Reason, Suspicion, idle_seconds
-from ddp_bp.wire.messages import End
+from ddp_bp.wire.messages import End, KillProcess
+from ddp_bp.wire.process import is_same_machine
 
 GO_ON_SECONDS: Final = 20.0
 """How long after an eviction the job may take to go on without the rank, or to end."""
@@ -95,17 +97,37 @@ class EvictionDesk:
             ]
         return instructions
 
-    def killed(self, event: Killed) -> list[Instruction]:
+    def killed(self, event: Killed, now: float) -> list[Instruction]:
         """What came of a process; when that is known of all, it is written down."""
         incident = self._incident
         if incident is None or event.rank not in incident.ranks or event.rank in incident.done:
             return []
+        instructions: list[Instruction] = []
         incident.done[event.rank] = event.outcome
-        if len(incident.done) < len(incident.ranks):
-            return []
-        told = {"elsewhere": "told to end", "not allowed": "told to end"}
-        done = {str(rank): told.get(outcome, outcome) for rank, outcome in incident.done.items()}
-        return [AppendFault({**incident.record, "done": done})]
+        if event.outcome in ("elsewhere", "not allowed"):
+            incident.done[event.rank] = "told to end"
+            hello = incident.ranks[event.rank].hello
+            if (neighbour := self._neighbour(incident, hello.process, now)) is not None:
+                incident.done[event.rank] = f"to be killed by rank {neighbour.hello.rank}"
+                instructions.append(Send(neighbour.identity, KillProcess(hello.pid, hello.process)))
+        if len(incident.done) == len(incident.ranks):
+            done = {str(rank): outcome for rank, outcome in incident.done.items()}
+            instructions.append(AppendFault({**incident.record, "done": done}))
+        return instructions
+
+    def _neighbour(self, incident: _Incident, process: str, now: float) -> Member | None:
+        """A rank that is well, and sees that process."""
+        return next(
+            (
+                member
+                for rank, member in self._roster
+                if member.connected
+                and rank not in incident.ranks
+                and now - member.heard_at < self._config.suspect_seconds
+                and is_same_machine(process, member.hello.process)
+            ),
+            None,
+        )
 
     def tick(self, now: float) -> tuple[list[Instruction], str | None]:
         """Whether the job has gone on; if not in time, the second is why all its ranks are told to end."""

@@ -122,9 +122,9 @@ class Coordinator:
             case e.MetricsWritten() | e.FaultWritten():
                 return []
             case e.Killed():
-                instructions = self.evictions.killed(event)
-                if event.outcome in ("killed", "gone"):
-                    self.roster.forget_spare(event.rank)
+                instructions = self.evictions.killed(event, now)
+                # Even one that could not be killed: nobody would ever say that it goes on without it.
+                self.roster.forget_spare(event.rank)
                 return instructions
             case e.DiskFailed():
                 return self._disk_failed(event, now)

@@ -373,6 +373,14 @@ class End(Message, frozen=True):
     reason: str
 
 
+class KillProcess(Message, frozen=True):
+    """To one rank: kill the process of another one, on its machine, which is out of reach for the coordinator and does
+    not answer. `process`: as in its `Hello`."""
+
+    pid: Natural
+    process: str
+
+
 class CheckpointDone(Message, frozen=True):
     """How a checkpoint ended, to every rank and to the tool that asked.
 
@@ -451,6 +459,7 @@ FromCoordinator = (
     | TellStacks
     | Stop
     | End
+    | KillProcess
     | CheckpointDone
     | Acknowledged
     | StacksReply

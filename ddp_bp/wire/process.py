@@ -26,12 +26,17 @@ def process_name(pid: int) -> str:
     return f"{boot} {namespace} {pid} {fields[_START_TIME]}"
 
 
+def is_same_machine(name: str, other: str) -> bool:
+    """Whether both processes run where they can see each other."""
+    return bool(name) and name.split()[:2] == other.split()[:2]
+
+
 def kill_process(pid: int, name: str) -> Literal["killed", "gone", "elsewhere", "not allowed"]:
     """Kill the process of this name with SIGKILL, and nobody else; what came of it.
 
     "elsewhere": it runs on another machine, or where processes are numbered otherwise, or its name is not known.
     """
-    if not name or name.split()[:2] != process_name(os.getpid()).split()[:2]:
+    if not is_same_machine(name, process_name(os.getpid())):
         return "elsewhere"
     try:
         # From now on the number means this process, or none.

@@ -31,6 +31,7 @@ from ddp_bp.wire.messages import (
     Heartbeat,
     Hello,
     Introduce,
+    KillProcess,
     LedgerRecords,
     Membership,
     Position,
@@ -42,6 +43,7 @@ from ddp_bp.wire.messages import (
     Welcome,
 )
 from ddp_bp.wire.phases import WAITING
+from ddp_bp.wire.process import kill_process
 
 Outgoing = tuple[FromWorker, tuple[Buffer, ...]]
 Reply = TypeVar("Reply")
@@ -344,6 +346,8 @@ class CoordinatorLink:
                 self._answers.append((Stacks(request_id, self._stacks()), ()))
             case End(reason):
                 self._end(reason)
+            case KillProcess(pid, process):
+                kill_process(pid, process)
             case Refused(reason) if self._welcomed and not self._closing:
                 # The job has gone on without this rank, or another one is at the address by now.
                 self._end(reason)

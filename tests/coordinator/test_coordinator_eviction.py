@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from coordinator_fakes import Machine, hello, report, sent
+from test_coordinator_membership import samples
 
 from ddp_bp.coordinator import events as e
 from ddp_bp.coordinator.lifecycle import State
@@ -114,6 +115,21 @@ def test_once_a_spare_has_died_the_others_are_watched_as_before(tmp_path: Path, 
     ranks.do(r0="waiting")
     assert kills(ranks.live(30.0)) == [], "nobody is silent any more"
     assert ranks.named() == {1: "stuck"} and ranks.coordinator.state is State.TRAINING
+    del ranks.doing[1]
+    assert [kill.rank for kill in kills(ranks.live(6.0))] == [1]
+
+
+def test_a_spare_out_of_reach_is_struck_from_the_spares_at_its_deadline(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, world_size=2, num_spares=1, silence_seconds=3.0)
+    ranks.live(1.0)
+    del ranks.doing[2]
+    assert [kill.rank for kill in kills(ranks.live(6.0))] == [2]
+    ranks.event(e.Killed(2, "elsewhere"))
+    assert samples(ranks)["ddp_bp_spares_connected", ""] == 0
+    assert [row["rank"] for row in status_of(ranks.coordinator, ranks.now)["ranks"]] == [0, 1]
+    ranks.do(r0="waiting")
+    ranks.live(2.0)
+    assert ranks.named() == {1: "stuck"}, "others are watched as before"
     del ranks.doing[1]
     assert [kill.rank for kill in kills(ranks.live(6.0))] == [1]
 
@@ -251,6 +267,18 @@ def test_a_rank_that_is_back_at_the_last_moment_stays(ranks: Ranks) -> None:
             ranks.receive(str(rank).encode(), m.Heartbeat(m.Position(7, "waiting", 9.0)))
     ranks.doing[1] = WORKING
     assert kills(ranks.live(3)) == []
+
+
+def test_a_rank_on_another_machine_is_killed_by_one_that_is_there(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, num_present=0)
+    for rank, machine in enumerate(("a", "b", "b")):
+        ranks.receive(b"%d" % rank, hello(rank, world_size=3, process=f"{machine} pid:[1] {rank} 5"))
+    ranks.do(r0="waiting", r2="waiting")
+    del ranks.doing[1]
+    assert [kill.rank for kill in kills(ranks.live(32))] == [1]
+    told, fault = ranks.event(e.Killed(1, "elsewhere"))
+    assert sent([told], m.KillProcess) == [(b"2", m.KillProcess(101, "b pid:[1] 1 5"))]
+    assert isinstance(fault, e.AppendFault) and fault.record["done"] == {"1": "to be killed by rank 2"}
 
 
 def test_after_an_eviction_a_job_that_goes_on_is_left_alone(ranks: Ranks) -> None:

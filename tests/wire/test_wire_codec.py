@@ -45,6 +45,7 @@ FROM_COORDINATOR: list[m.FromCoordinator] = [
     m.TellStacks("stacks-1"),
     m.Stop("SIGTERM"),
     m.End("evicted"),
+    m.KillProcess(7, "boot pid:[1] 7 99"),
     m.CheckpointDone("step-12", True, 12, "/r/checkpoints/step-00000012"),
     m.Acknowledged("ledger", 12),
     m.StacksReply([{"rank": 0, "threads": None}]),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from worker_cases import DEADLINE_SECONDS, ScriptedCoordinator, background, hell
 from ddp_bp.errors import AddressError, DeadlineError, DistributedError, WireError
 from ddp_bp.wire import messages as m
 from ddp_bp.wire.phases import WAITING
+from ddp_bp.wire.process import process_name
 from ddp_bp.worker import link as link_module
 from ddp_bp.worker.activity import thread_stacks
 from ddp_bp.worker.link import EVICTED_EXIT_CODE, CoordinatorLink
@@ -400,6 +403,23 @@ def test_stacks_are_told_from_the_other_thread(coordinator: ScriptedCoordinator)
     assert main.name == "MainThread"
     assert any(frame.startswith("test_stacks_are_told_from_the_other_thread (") for frame in main.frames)
     assert "coordinator link" in [thread.name for thread in answer.threads]
+    link.close()
+
+
+def test_a_process_that_does_not_answer_is_killed_for_the_coordinator_and_no_other_one(
+    coordinator: ScriptedCoordinator,
+) -> None:
+    link = link_to(coordinator)
+    with subprocess.Popen(["sleep", "600"]) as stopped, subprocess.Popen(["sleep", "600"]) as other:
+        try:
+            stopped.send_signal(signal.SIGSTOP)
+            coordinator.send(m.KillProcess(other.pid, process_name(stopped.pid)))
+            coordinator.send(m.KillProcess(stopped.pid, process_name(stopped.pid)))
+            assert stopped.wait(DEADLINE_SECONDS) == -signal.SIGKILL
+            assert other.poll() is None
+        finally:
+            stopped.kill()
+            other.kill()
     link.close()
 
 
