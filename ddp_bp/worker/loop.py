@@ -18,7 +18,7 @@ import msgspec
 
 from ddp_bp.errors import DisagreementError, NodeLostError
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.wire.messages import Acknowledged, CheckpointDone, Stop, TakeCheckpoint
+from ddp_bp.wire.messages import Acknowledged, CheckpointDone, Stop, StopRequest, TakeCheckpoint
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import Checkpointing
 from ddp_bp.worker.evaluation import Evaluation
@@ -28,7 +28,7 @@ from ddp_bp.worker.link import CoordinatorLink
 from ddp_bp.worker.nonfinite import NonFiniteError, SkipLimit
 from ddp_bp.worker.progress import Progress
 from ddp_bp.worker.reporter import Reporter
-from ddp_bp.worker.requests import STOP_REQUESTS, STOPS, Request
+from ddp_bp.worker.requests import STOP_REQUESTS, STOP_SIGNALS, STOPS, Request
 from ddp_bp.worker.standing import Briefing, Standing
 from ddp_bp.worker.step import StepResult, TrainingStep
 
@@ -86,7 +86,7 @@ class TrainingLoop:
         self._skip_limit = SkipLimit(job.recipe.fault.nonfinite_limit, job.plan, progress)
         self._reporter, self._link = reporter, link
         self._checkpoint_every_steps, self._announce = checkpoint_every_steps, announce
-        self._stop = Request(0)
+        self._stop = self._stop_handed_on = Request(0)
         self._wanted_checkpoint: str | None = None
         self._checkpoint_owed = False
         self._gradient_norm: float | None = None
@@ -105,6 +105,8 @@ class TrainingLoop:
 
     def _coordinator_is_back(self) -> None:
         self._reporter.send_again()
+        # A coordinator that takes another one's place may not have heard of a stop.
+        self._stop_handed_on = Request(0)
         if not self._is_new:
             self._checkpointing.send_again()
 
@@ -179,10 +181,18 @@ class TrainingLoop:
             self._progress.evaluated_at_step = None
 
     def attend(self) -> None:
-        """Take in what the coordinator says, on a rank that waits to take another's place."""
+        """Take in what the coordinator says, on a rank that waits to take another's place.
+
+        A signal to this one is handed on to it, since no step's agreement carries that to the others.
+        """
         for message in self._link.take():
             if isinstance(message, Stop):
                 self.request_stop(message.reason)
+                self._stop_handed_on |= STOP_REQUESTS[message.reason]
+        for name in STOP_SIGNALS:
+            if STOP_REQUESTS[name] & self._stop & ~self._stop_handed_on:
+                self._stop_handed_on |= STOP_REQUESTS[name]
+                self._link.post(StopRequest(name))
 
     def _brief_newcomers(self, root: int) -> None:
         """Have those that have just joined stand where rank `root` stands. Collective."""

@@ -7,6 +7,7 @@ from enum import IntFlag
 from functools import reduce
 from operator import or_
 from types import MappingProxyType
+from typing import Final, Literal
 
 
 class Request(IntFlag):
@@ -32,4 +33,5 @@ STOP_REQUESTS: Mapping[str, Request] = MappingProxyType(
         "too_few": Request.STOP_TOO_FEW,
     }
 )
+STOP_SIGNALS: Final[tuple[Literal["SIGINT", "SIGTERM", "SIGUSR1"], ...]] = ("SIGINT", "SIGTERM", "SIGUSR1")
 STOPS = reduce(or_, STOP_REQUESTS.values())

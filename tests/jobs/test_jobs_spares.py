@@ -187,6 +187,18 @@ def test_spares_end_with_the_others(
     assert processes_of(run_dir) == []
 
 
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
+def test_a_signal_to_a_spare_alone_ends_the_job_with_a_checkpoint_as_one_to_any_rank_does(
+    start_command, slow_recipe: Path, tmp_path: Path, by: signal.Signals, code: int
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, "--set", "fault.spares=1"))
+    kill(wait_for_step(run_dir, 3), 2, by=by)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert "stopped after step" in stdout and processes_of(run_dir) == []
+
+
 def test_spares_that_could_not_be_are_refused(slow_recipe: Path, tmp_path: Path) -> None:
     command = [*mpirun(2), *ddp_bp("worker", slow_recipe, "--run-dir", tmp_path / "run", "--set", "fault.spares=2")]
     command[1:1] = ["--with-ft", "ulfm"]
