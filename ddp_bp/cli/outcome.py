@@ -61,7 +61,7 @@ def silent_host(status: dict[str, Any] | None, silence_seconds: float) -> str | 
 
     MPI does not notice a link that goes dark, nor can anybody here end the ranks behind it. So if no rank of a host has
     been heard of for half of `silence_seconds` (0: never), and all others wait, the job is started again without it. A
-    rank alone among others of its host is left to the coordinator.
+    rank alone among others of its host is left to the coordinator, and so are spares alone, which nobody waits for.
     """
     ranks = (status or {}).get("ranks", [])
     limit_seconds = silence_seconds / 2
@@ -70,9 +70,11 @@ def silent_host(status: dict[str, Any] | None, silence_seconds: float) -> str | 
     if not silence_seconds or not silent or any(doing not in (WAITING, SPARE) for doing in awake):
         return None
     for host in {row["hostname"] for row in silent}:
-        gone = [row["rank"] for row in silent if row["hostname"] == host]
-        if len(gone) == sum(row["hostname"] == host for row in ranks):
-            return f"nothing was heard of rank {', '.join(map(str, gone))} on {host} for {limit_seconds:g} s"
+        gone = [row for row in silent if row["hostname"] == host]
+        is_whole_host = len(gone) == sum(row["hostname"] == host for row in ranks)
+        if is_whole_host and any(row["doing"] != SPARE for row in gone):
+            who = ", ".join(str(row["rank"]) for row in gone)
+            return f"nothing was heard of rank {who} on {host} for {limit_seconds:g} s"
     return None
 
 

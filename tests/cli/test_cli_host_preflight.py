@@ -171,4 +171,7 @@ def test_a_host_none_of_whose_ranks_is_heard_of_is_named_when_all_others_wait() 
     assert silent_host({"ranks": [*gone, status_row(1, "b", doing="forward")]}, 30.0) is None, "somebody has work"
     assert silent_host({"ranks": [*gone, status_row(4, "c")]}, 30.0) is None, "not the whole host"
     assert silent_host({"ranks": [*gone, status_row(4, "a", doing="spare")]}, 30.0) is not None, "a spare has no work"
+    spare = status_row(4, "c", 17.0, doing="spare")
+    assert silent_host({"ranks": [*gone, spare]}, 30.0) == "nothing was heard of rank 2, 3, 4 on c for 15 s"
+    assert silent_host({"ranks": [gone[0], spare]}, 30.0) is None, "nobody waits for spares"
     assert silent_host({"ranks": gone[:1]}, 30.0) is None and silent_host(None, 30.0) is None
