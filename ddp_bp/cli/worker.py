@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ddp_bp.cli.outcome import report_outcome
 from ddp_bp.cli.prepare import prepare, warn
 from ddp_bp.cli.processes import CoordinatorProcess, start_coordinator
 from ddp_bp.cli.ranks import run_as_rank
+from ddp_bp.cli.start_deadline import start_deadline
 from ddp_bp.cli.view import summary_line
 from ddp_bp.errors import InputError, RecipeError
 from ddp_bp.parallel.communicator import Communicator
@@ -111,15 +112,28 @@ def worker(
     invocation = Invocation(
         recipe, overrides, run_dir, resume, coordinator, supervised, binds, num_starts, num_recoveries, num_spares
     )
-    return run_as_rank(
-        world_size,
-        lambda communicator: _work(communicator, invocation, kernels),
-        supervised=supervised,
-        report=report_outcome if supervised else lambda _: None,
-    )
+    with start_deadline(_start_seconds(invocation)) as joined:
+        return run_as_rank(
+            world_size,
+            lambda communicator: _work(communicator, invocation, kernels, joined),
+            supervised=supervised,
+            report=report_outcome if supervised else lambda _: None,
+        )
 
 
-def _work(communicator: Communicator, invocation: Invocation, kernels: Kernels) -> int | None:
+def _start_seconds(invocation: Invocation) -> float:
+    """How long this rank may take to join, where nobody else sees to that."""
+    try:
+        fault = load_recipe(invocation.recipe, invocation.overrides)[0].fault
+    except RecipeError:
+        # `prepare` is going to say everything that is wrong with it.
+        return 0.0
+    return 0.0 if invocation.supervised else fault.start_seconds
+
+
+def _work(
+    communicator: Communicator, invocation: Invocation, kernels: Kernels, joined: Callable[[], None]
+) -> int | None:
     together(communicator, kernels.check)
     ranks_blas = gather_blas(communicator)
     with contextlib.ExitStack() as stack:
@@ -149,6 +163,7 @@ def _work(communicator: Communicator, invocation: Invocation, kernels: Kernels) 
             # `ddp-bp train` sees to it itself, and may start others in the place of the dead.
             min_workers=1 if invocation.supervised else start.recipe.fault.min_workers,
             num_spares=start.num_spares,
+            joined=joined,
             death=together(communicator, lambda: _own_death(communicator.rank, invocation.num_starts)),
         )
         code = run_worker(communicator, job, settings)

@@ -58,7 +58,8 @@ class RunSettings:
     `resumes` is the same on all ranks; `checkpoint` is what rank 0 has read if it is true, and None on the others.
     `num_recoveries`: how many deaths the run had got over before this start. `needs_rank_0`: whether the coordinator
     ends with the rank that was 0 at the start. `min_workers`: with fewer ranks they stop, with a checkpoint.
-    `num_spares`: how many ranks, the last ones, wait. `death`: where this rank is to kill itself, if anywhere.
+    `num_spares`: how many ranks, the last ones, wait. `joined`: is called when all have been welcomed by the
+    coordinator, which watches them from then on. `death`: where this rank is to kill itself, if anywhere.
     """
 
     coordinator_address: str
@@ -70,6 +71,7 @@ class RunSettings:
     needs_rank_0: bool = False
     min_workers: int = 1
     num_spares: int = 0
+    joined: Callable[[], None] = lambda: None
     death: Death | None = None
 
 
@@ -107,6 +109,7 @@ def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> i
     link.watch(Activity(lambda: 0, place_outside_mpi).position, thread_stacks)
     try:
         welcome = together(communicator, lambda: link.open(WELCOME_SECONDS))
+        settings.joined()
         run = _Run(communicator, job, settings, link, welcome.checkpoint_every_steps)
         return run.to_the_end(release)
     except DdpError as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from job_histories import assert_is_the_same_run, assert_ledger_is_one_history, assert_same
-from support import ddp_bp, processes_of, status_of, summary_of, wait_for_step, wait_until
+from support import ddp_bp, mpirun, processes_of, run_to_end, status_of, summary_of, wait_for_step, wait_until
 
 pytestmark = pytest.mark.mpi
 
@@ -149,6 +149,22 @@ def test_a_rank_that_stops_before_the_first_step_keeps_nobody_waiting_for_good(
     assert f"ddp-bp: restart 1 of 3: {why}" in stderr and "restart 2" not in stderr and "Traceback" not in stderr
     assert_same(summary_of(run_dir), undisturbed)
     assert processes_of(run_dir) == []
+
+
+@pytest.mark.parametrize("at", ["loading", "joining"])
+def test_a_rank_that_stops_before_the_first_step_ends_a_job_of_the_users_own_mpirun(
+    slow_recipe: Path, tmp_path: Path, at: str
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--run-dir", run_dir, "--set", "model.factory=job_models:stopping", "--set", f"model.options.at={at}"]
+    options += ["--set", "fault.silence_seconds=2", "--set", "fault.start_seconds=15"]
+    result = run_to_end([*mpirun(2), *ddp_bp("worker", slow_recipe, *options)], 60)
+    assert result.returncode != 0 and (tmp_path / "stopped").exists()
+    if at == "loading":
+        assert "Timeout (0:00:15)!" in result.stderr and "in allgather" in result.stderr
+    else:
+        assert "rank 1 has not joined within fault.silence_seconds = 2 of the first one" in result.stderr
+    wait_until(lambda: processes_of(run_dir) == [], "the end of all processes", 10)
 
 
 @pytest.mark.ulfm
