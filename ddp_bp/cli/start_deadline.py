@@ -1,6 +1,6 @@
 """A deadline for what a rank waits for before anybody watches it: MPI's own start, and the others to load their data.
 
-`ddp-bp train` sees by itself that nobody joins. Knows not what a rank does.
+Knows not what a rank does.
 """
 
 from __future__ import annotations

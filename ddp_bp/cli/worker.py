@@ -122,13 +122,14 @@ def worker(
 
 
 def _start_seconds(invocation: Invocation) -> float:
-    """How long this rank may take to join, where nobody else sees to that."""
+    """How long this rank may take to join."""
     try:
         fault = load_recipe(invocation.recipe, invocation.overrides)[0].fault
     except RecipeError:
         # `prepare` is going to say everything that is wrong with it.
         return 0.0
-    return 0.0 if invocation.supervised else fault.start_seconds
+    # `train` gives a start up before that, and ends what it can reach.
+    return 2 * fault.start_seconds if invocation.supervised else fault.start_seconds
 
 
 def _work(

@@ -133,6 +133,32 @@ def test_a_host_that_is_lost_costs_a_restart_on_the_others_and_no_bit(
     wait_until(lambda: not processes_of(run_dir), "the end of all ranks", 10)
 
 
+def test_a_host_that_goes_dark_while_ranks_start_is_left_out(
+    hosts: Hosts, recipe: Path, undisturbed: dict, tmp_path: Path
+) -> None:
+    h1, h2, h3 = hosts.addresses
+    run_dir = tmp_path / "run"
+    options = ["--set", "fault.start_seconds=15", "--set", "fault.silence_seconds=8"]
+    process = start(train(hosts, recipe, run_dir, f"{h1}:1,{h2}:2,{h3}:1", *options), **hosts.environment())
+    try:
+        # Ranks have been started there, and none has joined, since that takes all of them.
+        wait_until(lambda: hosts.processes(1), "ranks on the second host")
+        hosts.cut(1)
+        # They end by themselves, although nobody reaches them any more.
+        wait_until(lambda: not hosts.processes(1), "the end of the ranks that were lost", 60)
+        _, stderr = process.communicate(timeout=100)
+    finally:
+        end_tree(process)
+        hosts.cut(1, again=True)
+        hosts.start(1)
+    assert process.returncode == 0, stderr
+    assert "ddp-bp: restart 1 of 3: " in stderr and f"ddp-bp: host {h2} is left out: " in stderr
+    summary = summary_of(run_dir)
+    assert summary["world_size"] == 2
+    assert {key: summary[key] for key in SAME} == {key: undisturbed[key] for key in SAME}
+    wait_until(lambda: not processes_of(run_dir), "the end of all ranks", 30)
+
+
 def test_a_partition_that_ends_commits_nothing_twice(
     hosts: Hosts, recipe: Path, tmp_path: Path, partition_seconds: float
 ) -> None:
