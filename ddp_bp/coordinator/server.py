@@ -26,12 +26,13 @@ from ddp_bp.coordinator.address import CoordinatorAddress, remove_address, write
 from ddp_bp.coordinator.config import CoordinatorConfig
 from ddp_bp.coordinator.disk import DiskWriter
 from ddp_bp.coordinator.memory import MemoryFile, read_memory, recall
+from ddp_bp.coordinator.scrapes import Scrapes
 from ddp_bp.coordinator.sockets import bind_http, bind_router
 from ddp_bp.coordinator.state import Coordinator
 from ddp_bp.coordinator.web import make_app
 from ddp_bp.errors import WireError
 from ddp_bp.wire.codec import decode_from_worker, encode
-from ddp_bp.wire.messages import StopCause
+from ddp_bp.wire.messages import StopCause, StopRequest
 from ddp_bp.wire.process import kill_process
 
 TICK_SECONDS: Final = 0.1
@@ -95,11 +96,12 @@ class _Server:
         self._exit_code: asyncio.Future[int] = self._loop.create_future()
         self._posted: set[asyncio.Task[None]] = set()
         self._told_to_end = asyncio.Event()
+        self._scrapes = Scrapes()
 
     async def serve(self, http_socket: socket.socket) -> int:
         # That a process which counts from 0 is not taken for the one before it.
         await self._remember()
-        app = make_app(self._coordinator, time.monotonic, lambda: self._disk.alive, self._remember)
+        app = make_app(self._coordinator, time.monotonic, lambda: self._disk.alive, self._remember, self._scrapes)
         http = _HttpServer(
             uvicorn.Config(
                 app,
@@ -133,9 +135,20 @@ class _Server:
             await asyncio.wait({http_task, *others}, timeout=5)
 
     async def _linger(self) -> None:
-        """After the job's end, lets whoever asks by HTTP see it, until the time is over or somebody says to end."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._told_to_end.wait(), self._config.linger_seconds)
+        """After the job's end, lets whoever asks by HTTP see it: until the time is over and, if the job ended for good,
+        who reads the metrics has done so once more; or until somebody says to end."""
+        ended_at = time.monotonic()
+        self._scrapes.job_ended(ended_at)
+        is_good = self._exit_code.exception() is None and self._exit_code.result() == 0
+        is_shown = is_good and self._coordinator.ends_for_good
+        while not self._told_to_end.is_set():
+            now = time.monotonic()
+            awaited_seconds = self._scrapes.awaited_seconds(now) if is_shown else 0.0
+            seconds = max(ended_at + self._config.linger_seconds - now, awaited_seconds)
+            if seconds <= 0:
+                break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._told_to_end.wait(), min(seconds, TICK_SECONDS))
 
     def close(self) -> None:
         self._disk.close()
@@ -155,6 +168,8 @@ class _Server:
                 await self._happened(e.Unreadable(identity, str(error)))
             else:
                 await self._happened(e.Received(identity, message, payloads))
+                if isinstance(message, StopRequest) and self._exit_code.done():
+                    self._told_to_end.set()
             # While messages keep coming nothing above really waits, and HTTP and the clock would not get their turn.
             await asyncio.sleep(0)
 

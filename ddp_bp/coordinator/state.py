@@ -33,6 +33,9 @@ JOIN_SECONDS: Final = 60.0
 DRAIN_SECONDS: Final = 0.5
 """Once told to end at once, how long messages that are still on their way are waited for."""
 
+TO_GO_ON: Final[tuple[m.StopCause, ...]] = ("resize", "respawn")
+"""Stops after which the launcher starts the job again."""
+
 PAUSE_SECONDS: Final = 1.0
 """Where time passes from tick to tick, which come ten times a second, this process itself was stopped meanwhile."""
 
@@ -72,14 +75,20 @@ class Coordinator:
         self._num_terminations = 0
         self._num_disk_jobs = 0
 
+    @property
+    def ends_for_good(self) -> bool:
+        """Whether the job is at its end, and is not to be started again from where it is."""
+        is_stopped = self.state is State.STOPPING and self.stop_cause not in TO_GO_ON
+        return self.state is State.FINISHED or is_stopped
+
     def unix_seconds(self, now: float) -> float:
         """The time of day at a reading of the monotonic clock."""
         return self._unix_at_zero + now
 
     def handle(self, event: e.Event, now: float) -> list[e.Instruction]:
-        """What is to be done about an event, in order. After `Exit`, nothing."""
+        """What is to be done about an event, in order. After `Exit`, nothing but to answer tools."""
         if self._exited:
-            return []
+            return self._answer(event, now)
         if isinstance(event, e.DiskAnswer):
             self._num_disk_jobs = max(0, self._num_disk_jobs - 1)
         instructions = self._react(event, now)
@@ -233,6 +242,15 @@ class Coordinator:
         # First of all what is durable: a rank that is welcome again sends again whatever it does not know to be that.
         return [*self._repeat(member), *instructions] if is_back else instructions
 
+    def _answer(self, event: e.Event, now: float) -> list[e.Instruction]:
+        """To a tool that asks after the end of the job."""
+        match event:
+            case e.Received(identity, m.StopRequest()):
+                return [e.Send(identity, m.Acknowledged("stop"))]
+            case e.Received(identity, (m.Hello(role="tool") | m.StatusRequest()) as message):
+                return self._receive(identity, message, (), now) or []
+        return []
+
     def _begin_if_all_joined(self, now: float) -> list[e.Instruction]:
         if not self.roster.all_joined or self.state is not State.WAITING:
             return []
@@ -315,7 +333,7 @@ class Coordinator:
         if self.state is not State.STOPPING:
             return []
         # Who wants an end prevails over who wants to go on otherwise.
-        if self.stop_cause in (None, "resize", "respawn"):
+        if self.stop_cause is None or self.stop_cause in TO_GO_ON:
             self.stop_cause = cause
         if self._stop_asked_at is None:
             self._stop_asked_at = now

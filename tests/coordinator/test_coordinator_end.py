@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from coordinator_fakes import Machine, exits, hello, report, sent
+from coordinator_fakes import Machine, exits, hello, report, sent, tool_hello
 
 from ddp_bp.coordinator import events as e
 from ddp_bp.coordinator.lifecycle import State
@@ -225,3 +225,37 @@ def test_heartbeats_go_to_ranks_that_are_here(training: Machine) -> None:
     training.event(e.Disconnected(b"1"))
     assert sent(training.tick(0.5), m.Heartbeat) == []
     assert sent(training.tick(0.5), m.Heartbeat) == [(b"0", m.Heartbeat())]
+
+
+# ---- whether the end is one for good
+
+
+@pytest.mark.parametrize(
+    ("causes", "is_for_good"),
+    [(["SIGTERM"], True), (["user"], True), (["too_few"], True), (["resize"], False), (["respawn", "SIGINT"], True)],
+)
+def test_a_stop_is_for_good_unless_the_job_is_to_go_on(
+    training: Machine, causes: list[m.StopCause], is_for_good: bool
+) -> None:
+    assert not training.coordinator.ends_for_good
+    for cause in causes:
+        training.receive(b"tool", m.StopRequest(cause))
+    assert training.coordinator.ends_for_good is is_for_good
+    training.receive(b"0", m.Finished(0, {"steps": 100}))
+    assert training.coordinator.ends_for_good, "a stop that came too late has no consequences"
+
+
+def test_a_failure_is_not_for_good(training: Machine) -> None:
+    training.receive(b"1", m.Failure(1, 7, "ValueError: bad", "Traceback"))
+    assert not training.coordinator.ends_for_good
+
+
+def test_after_the_end_tools_get_answers_and_nobody_else_does(training: Machine) -> None:
+    training.receive(b"0", m.Finished(0, {"steps": 100}))
+    training.event(e.SummaryWritten())
+    assert _say_goodbye(training) == [0]
+    assert sent(training.receive(b"tool", tool_hello()), m.Welcome)
+    ((_, reply),) = sent(training.receive(b"tool", m.StatusRequest()), m.StatusReply)
+    assert reply.status["state"] == "finished"
+    assert training.receive(b"tool", m.StopRequest("user")) == [e.Send(b"tool", m.Acknowledged("stop"))]
+    assert training.receive(b"0", hello(0)) == training.event(e.TerminationAsked("SIGTERM")) == []

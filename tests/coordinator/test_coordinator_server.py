@@ -178,6 +178,70 @@ def test_how_a_job_ended_can_be_read_for_a_while(tmp_path: Path) -> None:
         assert server.wait() == 0
 
 
+PROMETHEUS = {"x-prometheus-scrape-timeout-seconds": "10"}
+"""What a Prometheus says that comes every 15 s, which is longer than these tests last."""
+
+
+def _end(server: RunningServer) -> None:
+    worker, other = server.joined()
+    worker.send(m.Finished(0, {"steps": 10}))
+    assert worker.expect(m.Acknowledged).of == "finished"
+    worker.send(m.Goodbye(0))
+    other.send(m.Goodbye(1))
+
+
+def test_a_job_that_has_ended_stays_until_prometheus_has_seen_it(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        assert 'ddp_bp_state{state="waiting"} 1.0' in _get(server, "metrics", **PROMETHEUS).text
+        assert _get(server, "api/status").json()["lingers_seconds"] == 0
+        _end(server)
+        assert 10 < _get(server, "api/status").json()["lingers_seconds"] < 20
+        # Meanwhile tools get to know as well how it has ended.
+        with ToolClient(server.address.address, "r1") as tool:
+            assert tool.status()["state"] == "finished"
+        assert 'ddp_bp_state{state="finished"} 1.0' in _get(server, "metrics", **PROMETHEUS).text
+        assert server.wait() == 0
+
+
+def test_one_that_was_stopped_stays_as_well_and_a_second_stop_ends_that(tmp_path: Path) -> None:
+    with running(tmp_path) as server, ToolClient(server.address.address, "r1") as tool:
+        workers = server.joined()
+        _get(server, "metrics", **PROMETHEUS)
+        tool.stop("user")
+        for worker in workers:
+            worker.expect(m.Stop)
+            worker.send(m.Goodbye(worker.rank))
+        assert 10 < _get(server, "api/status").json()["lingers_seconds"] < 20
+        tool.stop("user")
+        assert server.wait() == 0
+
+
+@pytest.mark.parametrize("goes_on", [True, False], ids=["to go on", "failed"])
+def test_one_that_may_be_started_again_does_not_stay(tmp_path: Path, goes_on: bool) -> None:
+    with running(tmp_path) as server, ToolClient(server.address.address, "r1") as tool:
+        workers = server.joined()
+        _get(server, "metrics", **PROMETHEUS)
+        if goes_on:
+            tool.stop("respawn")
+        else:
+            workers[0].send(m.Failure(0, 7, "ValueError: no", "Traceback"))
+        for worker in workers:
+            worker.send(m.Goodbye(worker.rank))
+        began = time.monotonic()
+        assert server.wait() == (0 if goes_on else 1)
+        assert time.monotonic() - began < 5
+
+
+def test_a_read_by_somebody_else_keeps_no_job(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        for timeout in ("", "never", "nan", "-1"):
+            assert _get(server, "metrics", **{"x-prometheus-scrape-timeout-seconds": timeout}).status_code == 200
+        _end(server)
+        began = time.monotonic()
+        assert server.wait() == 0
+        assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize("which", ["port", "http_port"])
 def test_an_occupied_port_is_named(tmp_path: Path, which: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
