@@ -6,6 +6,7 @@ Nothing of it outlives the call: no process on this machine, no temporary file. 
 from __future__ import annotations
 
 import contextlib
+import math
 import subprocess
 import threading
 import time
@@ -20,7 +21,7 @@ from ddp_bp.cli.change import Change
 from ddp_bp.cli.faults import last_fault
 from ddp_bp.cli.job_folder import end_processes, job_folder
 from ddp_bp.cli.job_start import JobStart
-from ddp_bp.cli.kept_coordinator import KeptCoordinator, how_it_ended
+from ddp_bp.cli.kept_coordinator import END_SECONDS, KeptCoordinator, how_it_ended, linger_line
 from ddp_bp.cli.outcome import read_outcome, silent_host, why_it_ended
 from ddp_bp.cli.processes import CoordinatorProcess, end_process_group, start_coordinator, start_mpirun
 from ddp_bp.cli.resize import Resizing
@@ -141,6 +142,7 @@ class _Watch:
     was_told_to_change: bool = False
     outcome: int | None = None
     left_at_once: bool = False
+    leave_at: float = math.inf
     began: float = field(default_factory=time.time)
     folder: Path = Path()
     silence_seconds: float = 0.0
@@ -151,13 +153,13 @@ class _Watch:
         self.change = Change(self.resizing, self._ask_for_checkpoint, self.view.say, self.view.complain)
 
     def until_the_end(self) -> Attempt:
-        """Show the job until mpirun has ended."""
+        """Show the job until mpirun has ended, and then leave the coordinator the time to show how."""
         forwarding = [self._forward(name) for name in ("out", "err")]
-        broken = None
+        broken = status = None
         try:
             with self.view.live():
                 broken = self._watch()
-                self._look()
+                status = self._look()
         finally:
             if self.has_silent_host:
                 # What mpirun started to reach that host waits for it, and holds our pipes.
@@ -166,7 +168,9 @@ class _Watch:
             end_process_group(self.mpirun)
             for thread in forwarding:
                 thread.join(2.0)
-            self.coordinator.release()
+        if broken is None and not self.left_at_once:
+            self._linger(status)
+        self.coordinator.release()
         return replace(
             self._attempt(self.coordinator.wait(COORDINATOR_END_SECONDS), broken),
             was_stopped=self.was_stopped,
@@ -174,6 +178,21 @@ class _Watch:
             has_trained=self.seen.has_trained,
             num_recoveries=self.seen.num_recoveries,
         )
+
+    def _linger(self, status: dict[str, Any] | None) -> None:
+        """Wait until the coordinator need not go on answering, or somebody asks for an end by now."""
+        left_seconds = self.leave_at - time.monotonic()
+        seconds = 0.0 if status is None else min(status["lingers_seconds"], left_seconds)
+        if seconds <= 0:
+            return
+        num_asked = len(self.asked)
+        self.view.say(linger_line(seconds))
+
+        def is_enough() -> bool:
+            self.hold.note_stop(self.asked)
+            return len(self.asked) > num_asked
+
+        self.coordinator.linger(min(seconds + END_SECONDS, left_seconds), is_enough)
 
     def _look(self) -> dict[str, Any] | None:
         """Show how the job is doing."""
@@ -183,7 +202,7 @@ class _Watch:
 
     def _watch(self) -> str | None:
         """Until mpirun ends or is to be ended. Returns what else broke the job, if anything did."""
-        deadline, told, told_wish, gone_at = float("inf"), -1, -1, float("inf")
+        told, told_wish, gone_at = -1, -1, math.inf
         while self.mpirun.poll() is None:
             self.hold.note_stop(self.asked)
             if self.asked and told != self.coordinator.num_takeovers:
@@ -193,12 +212,12 @@ class _Watch:
                 self._tell_to_stop(self.asked[0])  # type: ignore[arg-type]
             announced = next((name for name in self.asked if name in ANNOUNCEMENTS), None)
             if announced is not None:
-                deadline = min(deadline, time.monotonic() + self.grace_seconds)
+                self.leave_at = min(self.leave_at, time.monotonic() + self.grace_seconds)
             if ends_at_once(self.asked):
                 self.view.say("ending at once")
                 self.left_at_once = True
                 return None
-            if time.monotonic() > deadline:
+            if time.monotonic() > self.leave_at:
                 text = f"no checkpoint within fault.grace_seconds = {self.grace_seconds:g}; leaving at once"
                 self.view.complain(f"ddp-bp: {announced}: {text}")
                 self.left_at_once = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -14,6 +15,9 @@ from ddp_bp.coordinator.client import CoordinatorAddress, read_address
 from ddp_bp.errors import DdpError
 
 POLL_SECONDS = 0.2
+LINGER_POLL_SECONDS = 0.05
+END_SECONDS = 1.0
+"""How long a coordinator may take to end once it need not linger any more."""
 MOST_TIMES = 5
 WITHIN_SECONDS = 60.0
 """One that is killed more than so often in so short a time will be killed again."""
@@ -73,6 +77,15 @@ class KeptCoordinator:
         self._watching = threading.Thread(target=run, name="coordinator watch", daemon=True)
         self._watching.start()
 
+    def linger(self, most_seconds: float, is_enough: Callable[[], bool]) -> None:
+        """After the job, leave it the time to be seen: until it ends by itself, the time is over, or it `is_enough`.
+        From now on nobody takes its place."""
+        with self._lock:
+            self._released = True
+        deadline = time.monotonic() + most_seconds
+        while self._current.poll() is None and time.monotonic() < deadline and not is_enough():
+            time.sleep(LINGER_POLL_SECONDS)
+
     def wait(self, timeout_seconds: float) -> int:
         """Its exit code; it is killed if it has not ended by then."""
         with self._lock:
@@ -84,6 +97,11 @@ class KeptCoordinator:
         with self._lock:
             self._released = True
             self._current.release()
+
+
+def linger_line(seconds: float) -> str:
+    """What users are told when the coordinator stays."""
+    return f"waiting up to {math.ceil(seconds)} s until Prometheus has seen the end; Ctrl-C ends at once"
 
 
 def how_it_ended(code: int) -> str:

@@ -30,10 +30,11 @@ class RunHold:
         self._file = file
 
     def note_stop(self, asked: list[str]) -> None:
-        """Add to what was `asked` for the stop that somebody has left word of, once."""
+        """Add to what was `asked` for the stop that somebody has left word of, once each time that it is left."""
         with contextlib.suppress(OSError):
-            if BY_USER not in asked and self._file.read_bytes():
+            if self._file.read_bytes():
                 asked.append(BY_USER)
+                os.truncate(self._file, 0)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,14 @@ import msgspec
 from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli import options
 from ddp_bp.cli.environment import deaths_asked_for, user_cache
-from ddp_bp.cli.kept_coordinator import KeptCoordinator
+from ddp_bp.cli.kept_coordinator import END_SECONDS, KeptCoordinator, linger_line
 from ddp_bp.cli.kernels import Kernels, settle_kernels
 from ddp_bp.cli.outcome import report_outcome
 from ddp_bp.cli.prepare import prepare, warn
 from ddp_bp.cli.processes import CoordinatorProcess, start_coordinator
 from ddp_bp.cli.ranks import run_as_rank
 from ddp_bp.cli.start_deadline import start_deadline
-from ddp_bp.cli.view import summary_line
+from ddp_bp.cli.view import fetch_status, summary_line
 from ddp_bp.errors import InputError, RecipeError
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.recipes import load_recipe
@@ -32,7 +33,7 @@ from ddp_bp.worker.death import Death, decode_deaths
 from ddp_bp.worker.failures import together
 from ddp_bp.worker.run import RunSettings, run_worker
 from ddp_bp.worker.rundir import SUMMARY_FILE
-from ddp_bp.worker.signals import STOP_EXIT_CODES
+from ddp_bp.worker.signals import ANNOUNCEMENTS, STOP_EXIT_CODES, stop_signals
 
 COORDINATOR_END_SECONDS = 60.0
 
@@ -270,10 +271,28 @@ class _Root:
         if self._coordinator is not None:
             print(line, flush=True)
 
+    def _linger(self, code: int) -> None:
+        """Leave our coordinator the time to show how the job has ended; not if we may be ended by force meanwhile."""
+        assert self._coordinator is not None
+        status = fetch_status(self._coordinator.address.url)
+        seconds = 0.0 if status is None else status["lingers_seconds"]
+        if seconds <= 0:
+            return
+        is_pressed = code in [STOP_EXIT_CODES[name] for name in ANNOUNCEMENTS]
+        enough = threading.Event()
+        with stop_signals(lambda _: enough.set(), self.start.recipe.fault.grace_seconds):
+            if is_pressed:
+                seconds = 0.0
+            else:
+                print(linger_line(seconds), flush=True)
+            self._coordinator.linger(seconds + END_SECONDS, enough.is_set)
+        self._coordinator.release()
+
     def conclude(self, code: int) -> int:
         """Say how it ended, where nobody else does; the exit code, which the coordinator may have spoilt."""
         if self._coordinator is None:
             return code
+        self._linger(code)
         if self._coordinator.wait(COORDINATOR_END_SECONDS) != 0:
             warn("the coordinator could not write everything; see above")
             code = code or 1

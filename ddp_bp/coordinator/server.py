@@ -168,7 +168,8 @@ class _Server:
                 await self._happened(e.Unreadable(identity, str(error)))
             else:
                 await self._happened(e.Received(identity, message, payloads))
-                if isinstance(message, StopRequest) and self._exit_code.done():
+                # A parent hears of a stop as well, and the one that has ended the job may get here after it.
+                if isinstance(message, StopRequest) and self._exit_code.done() and self._config.parent_fd is None:
                     self._told_to_end.set()
             # While messages keep coming nothing above really waits, and HTTP and the clock would not get their turn.
             await asyncio.sleep(0)

@@ -101,3 +101,14 @@ def test_where_nobody_else_has_the_time_a_thread_looks_after_it(
     coordinators.kill()
     wait_until(lambda: kept.num_takeovers == 2, "a third one", DEADLINE_SECONDS)
     kept.release()
+
+
+def test_after_the_job_it_is_left_its_time_and_nobody_takes_its_place(coordinators: Coordinators) -> None:
+    kept = KeptCoordinator(coordinators.begin, coordinators.run_dir, coordinators.said.append)
+    kept.linger(0.1, lambda: False)
+    looks = iter([False, False, True])
+    kept.linger(DEADLINE_SECONDS, lambda: next(looks))
+    assert list(looks) == [] and coordinators.started[0].poll() is None
+    coordinators.kill()
+    kept.linger(DEADLINE_SECONDS, lambda: pytest.fail("it has ended by itself"))
+    assert kept.check() == -9 and len(coordinators.started) == 1

@@ -61,6 +61,9 @@ def test_word_that_is_left_is_read_once_and_forgotten_with_the_job(tmp_path: Pat
         for _ in range(2):
             hold.note_stop(asked)
         assert asked == ["user"]
+        assert ask_to_stop(tmp_path)
+        hold.note_stop(asked)
+        assert asked == ["user", "user"]
     assert not ask_to_stop(tmp_path)
     with hold_run(tmp_path) as hold:
         hold.note_stop(again := [])

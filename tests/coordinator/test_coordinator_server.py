@@ -204,7 +204,7 @@ def test_a_job_that_has_ended_stays_until_prometheus_has_seen_it(tmp_path: Path)
 
 
 def test_one_that_was_stopped_stays_as_well_and_a_second_stop_ends_that(tmp_path: Path) -> None:
-    with running(tmp_path) as server, ToolClient(server.address.address, "r1") as tool:
+    with running(tmp_path, parent_fd=None) as server, ToolClient(server.address.address, "r1") as tool:
         workers = server.joined()
         _get(server, "metrics", **PROMETHEUS)
         tool.stop("user")
