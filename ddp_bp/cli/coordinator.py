@@ -36,7 +36,8 @@ RANKS_END_SECONDS = 3.0
     type=click.FloatRange(min=0),
     default=0.0,
     metavar="SECONDS",
-    help="Go on answering HTTP for so long after the end of the job, so that Prometheus sees how it ended.",
+    help="Go on answering HTTP for so long after the end of the job, so that Prometheus sees how it ended; who reads "
+    "the metrics every 20 seconds or more often is waited for in any case.",
 )
 @click.option("--parent-fd", type=click.IntRange(min=0), hidden=True, help="A pipe at whose end of file it ends.")
 @click.option("--takes-over", is_flag=True, hidden=True, help="In the place of one that was killed.")

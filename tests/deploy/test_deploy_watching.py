@@ -15,7 +15,7 @@ import pytest
 from expressions import ALERTS, DASHBOARDS, RULES, of_dashboard, of_rules
 from haste import in_haste
 from prometheus import Prometheus, free_port, prometheus, why_not
-from support import ddp_bp, end_tree, run_to_end, start, status_of, wait_for_step, wait_until
+from support import ddp_bp, end_tree, run_to_end, start, status_of, summary_of, wait_for_step, wait_until
 
 pytestmark = [pytest.mark.mpi, pytest.mark.prometheus, pytest.mark.timeout(240)]
 
@@ -37,11 +37,12 @@ hang_seconds = 0
 
 
 class Scene:
-    """The job with the slow rank, two coordinators without ranks, and the Prometheus that watches them."""
+    """The job with the slow rank, two coordinators without ranks, and the Prometheus that watches them, and an address
+    where there is nothing yet."""
 
-    def __init__(self, folder: Path, server: Prometheus, job: str, lonely: str, orderly: str) -> None:
+    def __init__(self, folder: Path, server: Prometheus, job: str, lonely: str, orderly: str, later: str) -> None:
         self.folder, self.server = folder, server
-        self.job, self.lonely, self.orderly = job, lonely, orderly
+        self.job, self.lonely, self.orderly, self.later = job, lonely, orderly, later
 
     def status(self) -> dict[str, Any]:
         """Of the job with the slow rank; empty while its coordinator does not answer."""
@@ -74,7 +75,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory):
         "lonely": ddp_bp("coordinator", recipe, "-n", 2),
         "orderly": ddp_bp("coordinator", "digits", "-n", 1, "--linger", 2),
     }
-    ports = {name: free_port() for name in commands}
+    ports = {name: free_port() for name in (*commands, "later")}
     (folder / "alerts.yml").write_text(in_haste(ALERTS.read_text()))
     shutil.copy(RULES, folder / "rules.yml")
     targets = [f"127.0.0.1:{port}" for port in ports.values()]
@@ -187,6 +188,27 @@ def test_a_coordinator_that_is_killed_is_noticed(scene: Scene) -> None:
     pid = json.loads((scene.folder / "lonely/coordinator.json").read_bytes())["pid"]
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: ("DdpBpCoordinatorDown", scene.lonely) in scene.server.alerts(), "DdpBpCoordinatorDown", 20)
+
+
+def test_a_job_that_ends_well_is_seen_to_do_so_and_not_missed(scene: Scene) -> None:
+    run_dir, series = scene.folder / "later", f'{{instance="{scene.later}"}}'
+    port = scene.later.rpartition(":")[2]
+    command = ddp_bp("train", "digits", "-n", 2, "--run-dir", run_dir, "--set", f"coordinator.http_port={port}")
+    result = run_to_end(command, 60)
+    assert result.returncode == 0, result.stderr
+    is_long_gone = f"count_over_time((up{series} == 0)[3s:500ms]) >= 5"
+    wait_until(lambda: scene.server.query(is_long_gone), "Prometheus to see that it is gone")
+
+    def last(name: str) -> list[float]:
+        return [float(row["value"][1]) for row in scene.server.query(f"last_over_time({name}[10m])")]
+
+    summary = summary_of(run_dir)
+    assert last(f'ddp_bp_state{{state="finished", instance="{scene.later}"}}') == [1]
+    assert last(f"ddp_bp_step{series}") == [summary["steps"]]
+    assert last(f"ddp_bp_samples_total{series}") == [summary["samples"]]
+    missed = f'ALERTS{{alertname="DdpBpCoordinatorDown", instance="{scene.later}"}}'
+    assert scene.server.query(f"count_over_time({missed}[1h])") == []
+    assert [alert for alert, instance in scene.server.alerts() if instance == scene.later] == []
 
 
 def test_every_alert_has_fired_by_now(scene: Scene) -> None:
