@@ -80,6 +80,7 @@ def test_every_manifest_is_right_by_the_schemas(overlay: str, version: str) -> N
             {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}, version, strict=True
         )
     kinds = {manifest["kind"] for manifest in manifests}
+    assert {manifest["kind"] for manifest in expand(KUBERNETES / "monitoring")} == {"ServiceMonitor", "PrometheusRule"}
     assert {"Deployment", "Service", "NetworkPolicy", "PersistentVolumeClaim"} <= kinds
 
 
@@ -156,7 +157,7 @@ def test_all_parts_name_each_other_rightly(overlay: str) -> None:
     # Both operators make one of the job's name, and take none that is not theirs.
     (job,) = (manifest for manifest in manifests if manifest["kind"] in ("MPIJob", "TrainJob"))
     assert job["metadata"]["name"] not in services
-    (monitor,) = expand(KUBERNETES / "monitoring")
+    monitor = of_kind(expand(KUBERNETES / "monitoring"), "ServiceMonitor")
     (endpoint,) = monitor["spec"]["endpoints"]
     watched = [
         name

@@ -71,6 +71,17 @@ def test_dashboards_are_what_their_script_makes() -> None:
         assert path.read_text() == script["text_of"](path.stem), "run python deploy/grafana/make_dashboards.py"
 
 
+def test_rules_for_the_prometheus_operator_are_what_their_script_makes() -> None:
+    import yaml
+
+    script = DEPLOY / "kubernetes/make_prometheusrule.py"
+    made = runpy.run_path(str(script))
+    text = made["FILE"].read_text()
+    assert text == made["text"](), "run python deploy/kubernetes/make_prometheusrule.py"
+    groups = [group for path in (RULES, ALERTS) for group in yaml.safe_load(path.read_text())["groups"]]
+    assert yaml.safe_load(text)["spec"] == {"groups": groups}
+
+
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 def test_panels_do_not_overlap_and_say_what_they_show(path: Path) -> None:
     dashboard = json.loads(path.read_text())

@@ -23,6 +23,9 @@ def compact(schema: dict[str, Any]) -> dict[str, Any]:
     if "containers" in properties.get("spec", {}).get("properties", {}):
         return POD_TEMPLATE
     found = {key: schema[key] for key in _KEPT if key in schema}
+    if found.get("pattern", "").startswith("^(?i)"):
+        # Python takes flags at the beginning alone.
+        found["pattern"] = found["pattern"].replace("^(?i)", "(?i)^")
     if schema.get("x-kubernetes-int-or-string"):
         found["type"] = ["integer", "string"]
     if properties:
