@@ -44,6 +44,7 @@ shards = 3
 every_steps = 50
 """
 NUM_STEPS = 60
+STOPPED = 143  # what `train` exits with after SIGTERM, with a checkpoint
 
 KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/]{16}")
 
@@ -143,6 +144,7 @@ class Trained:
 
     cold_start_seconds: float
     samples: dict[str, float | None]
+    last_samples: dict[str, float | None]
     healths: dict[str, list[str]]
     summary: dict[str, Any]
 
@@ -199,14 +201,16 @@ def trained(compose: Compose) -> Trained:
         compose.wait(lambda: value_of(prometheus, "ddp_bp_step"), "Prometheus")
         samples = {name: value_of(prometheus, name) for name in ("ddp_bp_step", "ddp_bp_world_size", "up")}
     summary = compose.wait_for_end("quiet")
+    last = ('ddp_bp_state{state="finished"}', "ddp_bp_step", "ddp_bp_samples_total")
+    last_samples = {name: value_of(prometheus, f"last_over_time({name}[1h])") for name in last}
     services = ("coordinator", "worker")
     healths = {name: [each["State"]["Health"]["Status"] for each in compose.containers(name)] for name in services}
-    return Trained(cold_start_seconds, samples, healths, summary)
+    return Trained(cold_start_seconds, samples, last_samples, healths, summary)
 
 
-def value_of(prometheus: Prometheus, name: str) -> float | None:
-    """The newest sample of the only series of this name, if there is one already."""
-    series = prometheus.query(f'{name}{{job="ddp_bp"}}') if prometheus.is_ready() else []
+def value_of(prometheus: Prometheus, expression: str) -> float | None:
+    """The newest sample of the only series that this gives, if there is one already."""
+    series = prometheus.query(expression) if prometheus.is_ready() else []
     return float(series[0]["value"][1]) if series else None
 
 
@@ -260,6 +264,7 @@ def test_first_step_comes_soon_after_up(trained: Trained) -> None:
 def test_prometheus_has_the_series(compose: Compose, trained: Trained) -> None:
     assert trained.samples["ddp_bp_step"] in range(1, 21)
     assert (trained.samples["ddp_bp_world_size"], trained.samples["up"]) == (3, 1)
+    assert list(trained.last_samples.values()) == [1, NUM_STEPS, trained.summary["samples"]]
     prometheus = Prometheus(int(compose.ports["PROMETHEUS_PORT"]))
     groups = prometheus.get("rules")["groups"]
     loaded = {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
@@ -279,17 +284,19 @@ def test_run_gives_any_other_command(compose: Compose, trained: Trained) -> None
     assert json.loads(listed)[0]["step"] >= NUM_STEPS
 
 
-def test_stopped_launcher_goes_on_at_the_next_up_and_after_a_killed_worker(
+def test_stopped_project_goes_on_at_the_next_up_and_after_a_killed_worker(
     compose: Compose, trained: Trained, alone: dict[str, Any]
 ) -> None:
     with contextlib.ExitStack() as until_heard:
         until_heard.enter_context(compose.standing_still())
         with compose.up("disturbed"):
             step = compose.wait_for_step("disturbed", 10)["step"]
-        with compose.going_on(compose.command("stop", "launcher")):
+        # Of all containers, of which workers and coordinator must stay until the launcher has ended.
+        with compose.going_on(compose.command("stop")):
             compose.wait(lambda: "SIGTERM: saving a checkpoint" in compose.log(), "the launcher to hear of its end")
             until_heard.close()
-    listed = compose.run("exec", "-T", "coordinator", "ddp-bp", "checkpoint", "ls", "/runs/disturbed", "--json")
+    assert compose.containers("launcher")[0]["State"]["ExitCode"] == STOPPED, compose.log()
+    listed = compose.run("run", "--rm", "-T", "--no-deps", "launcher", "checkpoint", "ls", "/runs/disturbed", "--json")
     saved = max(checkpoint["step"] for checkpoint in json.loads(listed))
     assert step <= saved < NUM_STEPS
     with compose.standing_still():
