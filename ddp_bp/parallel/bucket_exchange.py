@@ -5,10 +5,11 @@ optimizer state. So nothing has to cross a link after the step has been agreed o
 crosses twice at most: a rank sums a piece of each bucket from what all nodes hold, and sends the sum back. All sums
 follow the tree, so that neither buckets nor time reach a bit.
 
-In each round every rank exchanges partials of one bucket together with the sums of the bucket before. Rounds run in a
-thread of their own on a communicator of their own, or, without one, when the partials are complete. Once all have
-agreed on the step, a bucket whose sum is there is taken while others are on their way: should a rank die meanwhile, the
-partials still are what they were.
+In each round every rank begins to exchange partials of one bucket, and while these are on their way sums the bucket
+before and begins to send its sums, so that the link always has something to carry. Rounds run in a thread of their own
+on a communicator of their own, or, without one, when the partials are complete. Once all have agreed on the step, a
+bucket whose sum is there is taken while others are on their way: should a rank die meanwhile, the partials still are
+what they were.
 
 This module sees flat arrays only.
 """
@@ -16,7 +17,7 @@ This module sees flat arrays only.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 
 import numpy as np
@@ -183,34 +184,51 @@ class BucketExchange(Ownership):
                 self._used.revoke()
 
     def _run(self) -> None:
-        sums = _Wire([], [], is_packed=False)
+        partials = sums = _landed
         for number, each in enumerate(self._rounds):
             self._released.acquire()
             if self._is_abandoned:
                 raise PeerLostError("the exchange of gradients was abandoned")
             if self._has_neighbours:
                 self._used.exchange(self._tokens_out, self._tokens_in)
-                # All ranks of the node have ended the round before, in which they got the sums of the one before that.
-                self._note_arrived(max(0, number - 1))
+                # All ranks of the node have ended the round before.
+                self._note_arrived(max(0, number - 2))
             each.between.sum_away()
-            self._send(each.partials, sums)
-            if not self._has_neighbours:
-                self._note_arrived(number)
-            for block in each.blocks:
-                total_of(block)
-            sums = each.sums
+            partials_before, partials = partials, self._start(each.partials)
+            if number > 0:
+                sums_before, sums = sums, self._sum_up(self._rounds[number - 1], partials_before)
+                sums_before()
+                if not self._has_neighbours:
+                    self._note_arrived(number - 1)
             self.num_rounds += 1
-        self._send(sums)
+        last = self._sum_up(self._rounds[-1], partials)
+        sums()
+        last()
         if self._has_neighbours:
             self._used.exchange(self._tokens_out, self._tokens_in)
         self._note_arrived(len(self._rounds))
 
-    def _send(self, *wires: _Wire) -> None:
-        for wire in wires:
-            wire.pack()
-        self._used.exchange([m for wire in wires for m in wire.sends], [m for wire in wires for m in wire.receives])
-        for wire in wires:
+    def _sum_up(self, bucket: _Round, partials: Callable[[], None]) -> Callable[[], None]:
+        """Sum a bucket once the partials of the others are here, and begin to send the sums."""
+        partials()
+        for block in bucket.blocks:
+            total_of(block)
+        return self._start(bucket.sums)
+
+    def _start(self, wire: _Wire) -> Callable[[], None]:
+        """Begin to send and to receive; the function that it returns waits until all is there."""
+        wire.pack()
+        arrive = self._used.start_exchange(wire.sends, wire.receives)
+
+        def land() -> None:
+            arrive()
             wire.unpack()
+
+        return land
+
+
+def _landed() -> None:
+    """There is nothing on its way."""
 
 
 class _Wire:

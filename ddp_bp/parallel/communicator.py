@@ -7,7 +7,7 @@ the same conformance suite. The verbs keep their MPI names; every method except 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
 import numpy.typing as npt
@@ -45,6 +45,14 @@ class Communicator(Protocol):
         """Point-to-point messages all at once: (destination, array) out, (source, array) in.
 
         Between any two ranks, messages match in the order of their lists. No rank names itself.
+        """
+
+    def start_exchange(
+        self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]
+    ) -> Callable[[], None]:
+        """Begin what `exchange` does; the function that it returns waits until all is received and sent.
+
+        Several may be under way, of which all ranks begin the same in the same order. Arrays are MPI's until then.
         """
 
     def allreduce_sum(self, array: Array) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -67,14 +68,24 @@ class MpiCommunicator:
             raise self._explained(error) from error
 
     def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
-        statuses: list[MPI.Status] | None = None
+        self.start_exchange(sends, receives)()
+
+    def start_exchange(
+        self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]
+    ) -> Callable[[], None]:
+        if self._poll_seconds:
+            sends, receives = _eager(sends), _eager(receives)
         try:
-            if self._poll_seconds:
-                sends, receives = _eager(sends), _eager(receives)
             # MPI keeps messages between two ranks in order, so one tag is enough.
             requests = [self._comm.Irecv(array, source=source) for source, array in receives]
             requests += [self._comm.Isend(array, dest=destination) for destination, array in sends]
-            statuses = [self._mpi.Status() for _ in requests] if self.can_lose_ranks else None
+        except self._error as error:
+            raise self._explained(error) from error
+        return partial(self._wait, requests)
+
+    def _wait(self, requests: Sequence[MPI.Request]) -> None:
+        statuses = [self._mpi.Status() for _ in requests] if self.can_lose_ranks else None
+        try:
             if self._poll_seconds:
                 while not self._mpi.Request.Testall(requests, statuses):
                     time.sleep(self._poll_seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -28,6 +28,12 @@ class SingleCommunicator:
     def exchange(self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]) -> None:
         if sends or receives:
             raise ValueError("rank 0 of 1 has nobody to exchange messages with")
+
+    def start_exchange(
+        self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]
+    ) -> Callable[[], None]:
+        self.exchange(sends, receives)
+        return lambda: None
 
     def allreduce_sum(self, array: Array) -> None:
         """The sum over one rank is there already."""

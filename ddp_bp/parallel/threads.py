@@ -150,6 +150,12 @@ class ThreadCommunicator:
             np.copyto(array, next(queues[source]))
         self.barrier()
 
+    def start_exchange(
+        self, sends: Sequence[tuple[int, Array]], receives: Sequence[tuple[int, Array]]
+    ) -> Callable[[], None]:
+        self.exchange(sends, receives)
+        return lambda: None
+
     def allreduce_sum(self, array: Array) -> None:
         total = np.sum(self._share(array), axis=0, dtype=array.dtype)
         self.barrier()

@@ -38,6 +38,20 @@ def check_exchange(comm: Communicator) -> None:
         assert (receives[2 * index + 1][1] == 1000 * other + comm.rank).all()
 
 
+def check_several_exchanges(comm: Communicator) -> None:
+    """Several are under way, which are waited for in another order."""
+    others = [rank for rank in range(comm.size) if rank != comm.rank]
+    receives, waits = [], []
+    for number, size in enumerate((100_000, 3, 50_000)):
+        receives.append([(other, np.empty(size, np.int64)) for other in others])
+        sends = [(other, np.full(size, 100 * number + comm.rank)) for other in others]
+        waits.append(comm.start_exchange(sends, receives[-1]))
+    for number in (0, 2, 1):
+        waits[number]()
+        for other, array in receives[number]:
+            assert (array == 100 * number + other).all()
+
+
 def check_allreduce_sum(comm: Communicator) -> None:
     for dtype in (np.float32, np.float64, np.int64):
         array = np.arange(5000).astype(dtype) * (comm.rank + 1)
@@ -90,6 +104,7 @@ def check_duplicate(comm: Communicator) -> None:
     def exchange() -> None:
         for _ in range(20):
             check_exchange(duplicate)
+            check_several_exchanges(duplicate)
 
     thread = threading.Thread(target=exchange)
     if comm.allows_threads:
@@ -106,6 +121,7 @@ CHECKS = (
     check_duplicate,
     check_allgather,
     check_exchange,
+    check_several_exchanges,
     check_allreduce_sum,
     check_part,
     check_agree,

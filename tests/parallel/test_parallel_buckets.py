@@ -110,8 +110,8 @@ def test_buckets_are_exchanged_while_others_are_not_yet_complete() -> None:
 
         def counted(sends, receives) -> None:
             send(sends, receives)
-            # The sums of a bucket are sent in the round of the next one.
-            if next(calls) == 2:
+            # The sums of a bucket are sent in the round of the next one, after its partials.
+            if next(calls) == 3:
                 arrived.set()
 
         used.exchange = counted
@@ -146,8 +146,9 @@ def test_a_bucket_is_taken_while_others_are_on_their_way(node_of_rank: list[int]
         _, exchange = build(comm, size, comm.size, node_of_rank, buckets)
         taken, calls = threading.Event(), itertools.count(1)
         used, send = exchange._used, exchange._used.exchange
-        # Two calls in a round where ranks have neighbours. The sums of the first bucket are there after three rounds.
-        num_before = 4 if comm.size == 2 else 8
+        # Partials, and from the second round on sums, are a call each; with neighbours one more comes before both. The
+        # sums of the first bucket are waited for in the third round, and neighbours hear of it in the fourth.
+        num_before = 6 if comm.size == 2 else 10
 
         def held_back(sends, receives) -> None:
             assert next(calls) < num_before or exchange.bounds[1] < size or taken.wait(10)
