@@ -24,6 +24,7 @@ from ddp_bp.optim import Optimizer
 from ddp_bp.parallel.agreement import Agreement
 from ddp_bp.parallel.bucket_exchange import BucketExchange
 from ddp_bp.parallel.mpi import MpiCommunicator
+from ddp_bp.parallel.single import SingleCommunicator
 from ddp_bp.parallel.walk import total_of
 from ddp_bp.worker.checkpointing import Checkpointing
 from ddp_bp.worker.loop import TrainingLoop
@@ -45,10 +46,10 @@ Point = Literal[
     "join",
 ]
 """In the order of a step. `forward`, `backward`: in the middle of that of a shard; `before-agree`: all is computed and
-noted, and nobody else has been told; `agree`: this rank knows that all were ready; `reduce`: before a block of its
-slice is summed; `optimizer`: in the middle of changing a block; `before-commit`: its slice is done; `checkpoint`: its
-part has begun to be sent; `recovery`: while it goes on without another rank; `join`: while a spare joins the team that
-goes on, or is told where that stands."""
+noted, and nobody else has been told; `agree`: in the middle of the call of MPI that tells all, from another thread;
+`reduce`: it knows that all were ready, and is about to sum a block of its slice; `optimizer`: in the middle of changing
+a block; `before-commit`: its slice is done; `checkpoint`: its part has begun to be sent; `recovery`: while it goes on
+without another rank; `join`: while a spare joins the team that goes on, or is told where that stands."""
 POINTS: Final[tuple[Point, ...]] = get_args(Point)
 
 
@@ -65,30 +66,35 @@ class Death(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Place(NamedTuple):
     """Where a point is: any of these functions, or (`inside`) any traced event within a call of one of them.
 
-    `module`: inside of them, what that module and those below it do alone.
+    `module`: inside of them, what that module and those below it do alone. `caller`: the function whose calls count.
+    `aside`: another thread ends the process, as soon as this one gives way, which it does within MPI.
     """
 
     functions: frozenset[CodeType]
     event: Literal["call", "line", "return"] = "call"
     inside: bool = False
     module: str = ""
+    caller: CodeType | None = None
+    aside: bool = False
 
 
 def _codes(*functions: Callable[..., Any]) -> frozenset[CodeType]:
     return frozenset(function.__code__ for function in functions)
 
 
-_TAKE_STEP = Update.take_step.__code__
-_BARRIER = MpiCommunicator.barrier.__code__
 _PLACES: Mapping[Point, _Place] = MappingProxyType(
     {
         "forward": _Place(_codes(Objective.train), inside=True),
         "backward": _Place(_codes(Value.backward), inside=True),
         "before-agree": _Place(_codes(Agreement.conclude)),
-        "agree": _Place(_codes(Agreement.conclude), "return"),
+        "agree": _Place(
+            _codes(MpiCommunicator.allgather, SingleCommunicator.allgather),
+            caller=Agreement.conclude.__code__,
+            aside=True,
+        ),
         "reduce": _Place(_codes(total_of, BucketExchange.reduce)),
         "optimizer": _Place(_codes(Update._update_block), "line", True, Optimizer.__module__.rpartition(".")[0]),
-        "before-commit": _Place(frozenset({_BARRIER})),
+        "before-commit": _Place(_codes(MpiCommunicator.barrier), caller=Update.take_step.__code__),
         "checkpoint": _Place(_codes(Checkpointing.begin), "return"),
         "recovery": _Place(_codes(Recovery.run, TrainingLoop.go_on), inside=True, module="ddp_bp"),
         "join": _Place(_codes(build_team, brief, TrainingLoop._brief_newcomers), inside=True, module="ddp_bp"),
@@ -159,9 +165,8 @@ class _Tracer:
             return False
         if not place.inside:
             is_place = frame.f_code in place.functions
-            if frame.f_code is _BARRIER:
-                # One of many barriers.
-                is_place = is_place and frame.f_back is not None and frame.f_back.f_code is _TAKE_STEP
+            if place.caller is not None:
+                is_place = is_place and frame.f_back is not None and frame.f_back.f_code is place.caller
         else:
             module = frame.f_globals.get("__name__", "")
             is_place = module.startswith(place.module) and _is_inside(frame, place.functions)
@@ -169,7 +174,11 @@ class _Tracer:
 
     def _pass(self) -> None:
         self._passes_left -= 1
-        if self._passes_left < 0:
+        if self._passes_left >= 0:
+            return
+        if self._place.aside:
+            threading.Thread(target=_die, args=(self._death, self._step()), name="death", daemon=True).start()
+        else:
             _die(self._death, self._step())
 
 

@@ -66,7 +66,6 @@ def steps_until(death: Death) -> tuple[int, list[str]]:
         ("forward", "train"),
         ("backward", "backward"),
         ("before-agree", "conclude"),
-        ("agree", "conclude"),
         ("reduce", "total_of"),
         ("optimizer", "_update_block"),
     ],
@@ -76,9 +75,30 @@ def test_a_rank_dies_where_it_was_told_to(point: Point, inside: str) -> None:
     assert step == 3 and inside in {name.partition(":")[0] for name in names}
 
 
+def test_another_thread_ends_the_process_while_mpi_has_the_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[int, int]] = []
+    is_dead = threading.Event()
+
+    def die(_: Death, step: int) -> None:
+        found.append((step, threading.get_ident()))
+        is_dead.set()
+
+    monkeypatch.setattr(death_module, "_die", die)
+    rank, taken = build_rank(SingleCommunicator(), ADAM), [0]
+    die_at(Death(0, "agree", 3), lambda: taken[0])
+    for step in range(4):
+        assert not is_dead.is_set()
+        rank.step.run(step)
+        taken[0] += 1
+    assert is_dead.wait(10)
+    threading.settrace(None)  # type: ignore[arg-type]
+    [(step, thread)] = found
+    assert step == 3 and thread != threading.get_ident()
+
+
 def test_passes_are_counted_from_the_step_on() -> None:
     # One agreement a step.
-    assert steps_until(Death(0, "agree", 2, passes=3))[0] == 5
+    assert steps_until(Death(0, "before-agree", 2, passes=3))[0] == 5
     lines: list[Any] = [steps_until(Death(0, "optimizer", 1, passes)) for passes in (0, 5)]
     assert [step for step, _ in lines] == [1, 1]
     assert lines[0][1] != lines[1][1], "it is further on in the same block"
