@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,6 +51,9 @@ _REMOTE_SHELL_ARGUMENTS = ("PRTE_MCA_plm_ssh_args", "PRTE_MCA_plm_rsh_args", "OM
 
 # Settings with which a user tells Open MPI which network to use.
 _NETWORKS = re.compile(r"(OMPI|PRTE|PMIX)_MCA_(btl_tcp|prte|oob_tcp|if)_?(if)?_(include|exclude)")
+
+# Settings of glibc's for what is freed.
+_ALLOCATION = re.compile(r"MALLOC_(TRIM_THRESHOLD|TOP_PAD|MMAP_THRESHOLD|MMAP_MAX)_")
 
 # What ranks on other hosts need as well to find the same modules and data, and to compute alike.
 _PASSED_ON = ("PYTHONPATH", "XDG_CACHE_HOME", "OPENBLAS_L2_SIZE", _DEATHS)
@@ -149,6 +152,12 @@ def prepare_mpi(
         except (OSError, RuntimeError):  # the latter: no home directory
             continue
     environment.setdefault(_TRANSPORTS, _NO_SLEEP_AT_THE_START)
+
+
+def names_allocation(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether somebody has told the C library how to deal with memory."""
+    tunables = environment.get("GLIBC_TUNABLES", "")
+    return "glibc.malloc." in tunables or any(_ALLOCATION.fullmatch(name) for name in environment)
 
 
 def job_marker(folder: Path) -> bytes:

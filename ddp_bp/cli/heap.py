@@ -1,0 +1,32 @@
+"""Has the C library keep memory that is freed, so that a step does not ask the kernel for it again.
+
+By default glibc gives large arrays back as soon as they are freed, and the kernel clears each page anew when it is next
+touched: thousands of page faults a step where activations are large. A rank trains in steps that are all alike, and so
+needs again what it has just freed; it keeps as much as it held at most. Knows nothing of ranks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_LARGEST_INT = 2**31 - 1
+# Parameters of glibc's mallopt.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_TOP_PAD_BYTES = 16 * 2**20
+# Versions before 2.35 take no more than the second as the size from which on an array is a mapping of its own.
+_MMAP_THRESHOLDS_BYTES = (2**30, 32 * 2**20)
+
+
+def keep_freed_memory() -> bool:
+    """From now on, in this process. Whether the C library can do so: only glibc has such settings."""
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(
+        mallopt(_TRIM_THRESHOLD, _LARGEST_INT)
+        and mallopt(_TOP_PAD, _TOP_PAD_BYTES)
+        and any(mallopt(_MMAP_THRESHOLD, size) for size in _MMAP_THRESHOLDS_BYTES)
+    )
