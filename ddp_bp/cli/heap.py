@@ -2,13 +2,15 @@
 
 By default glibc gives large arrays back as soon as they are freed, and the kernel clears each page anew when it is next
 touched: thousands of page faults a step where activations are large. A rank trains in steps that are all alike, and so
-needs again what it has just freed; it keeps as much as it held at most. Knows nothing of ranks.
+needs again what it has just freed; from then on it keeps as much as a step holds at most. Knows nothing of ranks.
 """
 
 from __future__ import annotations
 
 import ctypes
 import sys
+
+from ddp_bp.cli.environment import names_allocation
 
 _LARGEST_INT = 2**31 - 1
 # Parameters of glibc's mallopt.
@@ -19,12 +21,17 @@ _MMAP_THRESHOLDS_BYTES = (2**30, 32 * 2**20)
 
 
 def keep_freed_memory() -> bool:
-    """From now on, in this process. Whether the C library can do so: only glibc has such settings."""
-    if not sys.platform.startswith("linux"):
+    """From now on, in this process; what is free already is given back. Whether that is done: by glibc alone.
+
+    Not where somebody has chosen such settings by environment variables.
+    """
+    if not sys.platform.startswith("linux") or names_allocation():
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
+    library = ctypes.CDLL(None)
+    mallopt, trim = getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
+    if mallopt is None or trim is None:
         return False
+    trim(ctypes.c_size_t(0))
     return bool(
         mallopt(_TRIM_THRESHOLD, _LARGEST_INT)
         and mallopt(_TOP_PAD, _TOP_PAD_BYTES)

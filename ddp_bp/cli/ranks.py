@@ -6,8 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from ddp_bp.cli.environment import launched_ranks, names_allocation, prepare_for_deaths, prepare_mpi, session_folder
-from ddp_bp.cli.heap import keep_freed_memory
+from ddp_bp.cli.environment import launched_ranks, prepare_for_deaths, prepare_mpi, session_folder
 from ddp_bp.cli.lifeline import end_with_launcher
 from ddp_bp.errors import DdpError, LaunchError, PeerLostError, RemoteError
 from ddp_bp.parallel.communicator import Communicator
@@ -48,8 +47,6 @@ def run_as_rank(
         if launched is None or launched[1] == 0:
             raise
         return error.exit_code
-    if not names_allocation():
-        keep_freed_memory()
     code, agreed, is_loss = _outcome(communicator, work)
     if not is_loss and code is not None:
         report(code)

@@ -59,7 +59,8 @@ class RunSettings:
     `num_recoveries`: how many deaths the run had got over before this start. `needs_rank_0`: whether the coordinator
     ends with the rank that was 0 at the start. `min_workers`: with fewer ranks they stop, with a checkpoint.
     `num_spares`: how many ranks, the last ones, wait. `joined`: is called when all have been welcomed by the
-    coordinator, which watches them from then on. `death`: where this rank is to kill itself, if anywhere.
+    coordinator, which watches them from then on; `built`: when all that stays in memory is in its place. `death`: where
+    this rank is to kill itself, if anywhere.
     """
 
     coordinator_address: str
@@ -72,6 +73,7 @@ class RunSettings:
     min_workers: int = 1
     num_spares: int = 0
     joined: Callable[[], None] = lambda: None
+    built: Callable[[], object] = lambda: None
     death: Death | None = None
 
 
@@ -111,6 +113,7 @@ def run_worker(communicator: Communicator, job: Job, settings: RunSettings) -> i
         welcome = together(communicator, lambda: link.open(WELCOME_SECONDS))
         settings.joined()
         run = _Run(communicator, job, settings, link, welcome.checkpoint_every_steps)
+        settings.built()
         return run.to_the_end(release)
     except DdpError as error:
         rank = run.rank if run else communicator.rank
