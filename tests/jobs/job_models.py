@@ -67,6 +67,19 @@ def slow(input_shape, num_outputs, sleep_seconds: float = 0.02):
     return Slow(input_shape[0], num_outputs, sleep_seconds)
 
 
+class Hungry(Slow):
+    """Needs arrays of 24 MB and 72 MB in every forward pass, and frees them again."""
+
+    def forward(self, x):
+        for size in (3_000_000, 9_000_000):
+            np.ones(size)
+        return super().forward(x)
+
+
+def hungry(input_shape, num_outputs):
+    return Hungry(input_shape[0], num_outputs, 0.0)
+
+
 def for_few_ranks(input_shape, num_outputs):
     """The slow model, of which three ranks find no room."""
     ranks = launched_ranks()
