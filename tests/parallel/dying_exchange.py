@@ -10,6 +10,7 @@ import signal
 
 import numpy as np
 
+from ddp_bp.cli.environment import prepare_for_deaths
 from ddp_bp.errors import PeerLostError
 from ddp_bp.parallel.arena import Arena
 from ddp_bp.parallel.bucket_exchange import BucketExchange
@@ -34,6 +35,7 @@ def exchange_of(communicator: Communicator) -> BucketExchange:
 
 
 def main() -> None:
+    prepare_for_deaths()
     communicator = open_communicator(can_lose_ranks=True)
     exchange = exchange_of(communicator)
     exchange.begin()
