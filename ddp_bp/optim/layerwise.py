@@ -106,13 +106,11 @@ class LayerwiseOptimizer(Optimizer):
                 f"{type(self).__name__}.update takes the norms of all parameters {expected} and got {got}; "
                 "call norm_partials for all elements and norms first"
             )
-        for number, (first, last, group) in zip(self._numbers, self._segments, strict=True):
-            if first >= hi or last <= lo:
-                continue
-            settings = self.param_groups[group].settings
-            rule = self._scaled_rule(settings, float(norms[number, 0]), float(norms[number, 1]))
-            for block in self._blocks(max(first, lo), min(last, hi), lo, gradient):
-                rule(block)
+        for segment, part, parameters, scratch, state in self.pieces(lo, hi):
+            settings = self.param_groups[self._segments[segment].rule].settings
+            parameter_norm, direction_norm = norms[self._numbers[segment]].tolist()
+            rule = self._scaled_rule(settings, parameter_norm, direction_norm)
+            rule(Block(parameters, gradient[part], scratch, state))
 
     @abstractmethod
     def _step_rule(self, settings: Mapping[str, Any]) -> Rule:

@@ -40,6 +40,16 @@ class Segment(NamedTuple):
     rule: int
 
 
+class Piece(NamedTuple):
+    """One block of a part, as it is found again in each step: where its gradient is in that of the part, and views."""
+
+    segment: int
+    gradient: slice
+    parameters: Array
+    scratch: Array
+    state: dict[str, Array]
+
+
 Rule = Callable[[Block], None]
 
 
@@ -111,15 +121,37 @@ class Optimizer(ABC):
         The step is complete once this was called for every element, in whatever parts, and `advance` once.
         """
         self._check_part(lo, hi, gradient)
-        rules = [self._step_rule(group.settings) for group in self.param_groups]
-        for first, last, number in self._segments:
-            if first >= hi or last <= lo:
-                continue
-            rule, negate = rules[number], self.param_groups[number].settings["maximize"]
-            for block in self._blocks(max(first, lo), min(last, hi), lo, gradient):
-                if negate:
-                    np.negative(block.gradient, out=block.gradient)
-                rule(block)
+        self.update_pieces(self.pieces(lo, hi), self.rules(), gradient)
+
+    def rules(self) -> list[Rule]:
+        """How the current step updates a block, for each group: for `update_pieces`."""
+        return [self._step_rule(group.settings) for group in self.param_groups]
+
+    def pieces(self, lo: int, hi: int) -> list[Piece]:
+        """Elements [lo, hi) cut into blocks, for whoever takes one step after another for them.
+
+        Valid as long as parameters and state stay where they are, and the same parameters require a gradient.
+        """
+        data, scratch, vectors = self.flat.data, self._scratch, self.state.items()
+        return [
+            Piece(
+                position,
+                slice(start - lo, stop - lo),
+                data[start:stop],
+                scratch[: stop - start],
+                {name: vector[start:stop] for name, vector in vectors},
+            )
+            for position, (first, last, _) in enumerate(self._segments)
+            for start, stop in _blocks(max(first, lo), min(last, hi))
+        ]
+
+    def update_pieces(self, pieces: Sequence[Piece], rules: Sequence[Rule], gradient: Array) -> None:
+        """`update` for the elements of `pieces`, by the `rules` of the current step. Nothing is checked."""
+        for segment, part, parameters, scratch, state in pieces:
+            own, number = gradient[part], self._segments[segment].rule
+            if self.param_groups[number].settings["maximize"]:
+                np.negative(own, out=own)
+            rules[number](Block(parameters, own, scratch, state))
 
     def advance(self) -> None:
         """Counts the step that `update` has taken."""
@@ -189,18 +221,6 @@ class Optimizer(ABC):
             if parameter.requires_grad and slot.size:
                 yield Segment(slot.offset, slot.offset + slot.size, owner[id(parameter)])
 
-    def _blocks(self, first: int, last: int, lo: int, gradient: Array) -> Iterator[Block]:
-        """Elements [first, last), block by block; `gradient` begins at element `lo`."""
-        data, scratch, vectors = self.flat.data, self._scratch, self.state.items()
-        for start in range(first, last, BLOCK_SIZE):
-            stop = min(start + BLOCK_SIZE, last)
-            yield Block(
-                data[start:stop],
-                gradient[start - lo : stop - lo],
-                scratch[: stop - start],
-                {name: vector[start:stop] for name, vector in vectors},
-            )
-
     def _check_part(self, lo: int, hi: int, gradient: Array) -> None:
         if not 0 <= lo <= hi <= self.flat.size or gradient.shape != (hi - lo,):
             raise ShapeError(
@@ -213,6 +233,10 @@ class Optimizer(ABC):
     def __repr__(self) -> str:
         rates = ", ".join(f"lr={group.settings['lr']}" for group in self.param_groups)
         return f"{type(self).__name__}({rates}, num_parameters={self.flat.size}, num_steps={self.num_steps})"
+
+
+def _blocks(first: int, last: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + BLOCK_SIZE, last)) for start in range(first, last, BLOCK_SIZE))
 
 
 def decay(block: Block, weight_decay: float) -> None:

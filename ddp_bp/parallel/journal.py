@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,14 @@ def num_committed_steps(notes: bytes) -> int:
     """
     rows = np.frombuffer(notes, np.int64).reshape(-1, _NUM_NOTES)
     return int((rows[:, _STEP] + (rows[:, _STAGE] == Stage.COMMITTED)).max())
+
+
+class Protection(NamedTuple):
+    """A block of the state, `size` elements from `first` on: what is to be copied where before it is changed."""
+
+    first: int
+    size: int
+    copies: list[tuple[Array, Array]]
 
 
 class Journal:
@@ -105,15 +114,22 @@ class Journal:
         self._own[_LAST] = self._own[_DONE] = 0
         self._own[_STAGE] = Stage.UPDATING
 
-    def protect(self, lo: int, hi: int, vectors: Sequence[Array]) -> None:
-        """Keep elements [lo, hi) of `vectors`, which are about to be changed: those whose turn it is."""
+    def protection(self, lo: int, hi: int, vectors: Sequence[Array]) -> Protection:
+        """What `protect` takes for elements [lo, hi) of `vectors`, found once for many steps."""
         if not self._keeps_blocks:
+            return Protection(lo, hi - lo, [])
+        copies = [(copy[: hi - lo], vector[lo:hi]) for copy, vector in zip(self._own_block, vectors, strict=True)]
+        return Protection(lo, hi - lo, copies)
+
+    def protect(self, block: Protection) -> None:
+        """Keep the elements of `block`, which are about to be changed: those whose turn it is."""
+        if not block.copies:
             return
-        for copy, vector in zip(self._own_block, vectors, strict=True):
-            copy[: hi - lo] = vector[lo:hi]
-        self._own[_FIRST] = lo
+        for copy, original in block.copies:
+            np.copyto(copy, original)
+        self._own[_FIRST] = block.first
         # Only this makes the block one that is being changed.
-        self._own[_LAST] = self._own[_DONE] + (hi - lo)
+        self._own[_LAST] = self._own[_DONE] + block.size
 
     def finish_block(self, num_elements: int) -> None:
         """So many elements of this rank's slice more, in the order of its update, have their new values."""

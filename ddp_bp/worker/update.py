@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,25 @@ from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.optim import ExponentialMovingAverage, Optimizer
 from ddp_bp.optim.clip import clip_coefficient, clip_value_
 from ddp_bp.optim.layerwise import LayerwiseOptimizer
+from ddp_bp.optim.optimizer import Piece, Rule
 from ddp_bp.optim.rows import ROW_ELEMENTS, row_square_sums
 from ddp_bp.parallel.bucket_exchange import BucketExchange
 from ddp_bp.parallel.communicator import Bounds, Communicator
 from ddp_bp.parallel.exchange import Exchange
-from ddp_bp.parallel.journal import Journal, Stage
+from ddp_bp.parallel.journal import Journal, Protection, Stage
 from ddp_bp.parallel.membership import clip_bounds, overlap
 from ddp_bp.parallel.walk import BLOCK_ELEMENTS
 from ddp_bp.worker.compression import Compression
 from ddp_bp.worker.phases import Phase, PhaseClock
 
 Array = npt.NDArray[Any]
+
+
+class _Block(NamedTuple):
+    """What is changed together, as it is found again in each step."""
+
+    protection: Protection
+    pieces: list[Piece]
 
 
 class Update:
@@ -76,6 +84,8 @@ class Update:
         self._pending, self._compression = pending, compression
         takes_norms = needs_norms(optimizer, clip_norm)
         self._gradient = np.empty(self._hi - self._lo, parameters.dtype) if takes_norms else None
+        self._blocks: dict[Bounds, _Block] = {}
+        self._rules: list[Rule] = []
         self.squared_norm = math.nan
         """This rank's part of the squared norm of the last mean gradient, before clipping."""
 
@@ -95,21 +105,24 @@ class Update:
         `weight`: the number that the loss is averaged over; `num_filled_shards`: how many shards have samples, and so
         take part in the mean of the buffers.
         """
-        exchange = self._exchange
         scale = 1.0 / weight if weight else 0.0
+        counts_norm = self._exchange.is_first_copy
         self.squared_norm = 0.0
+        if not isinstance(self._optimizer, LayerwiseOptimizer):
+            self._rules = self._optimizer.rules()
 
         def take(lo: int, hi: int, total: Array) -> None:
             self._clock.lap(Phase.EXCHANGE)
             num_gradient = max(0, min(hi, self._parameters.size) - lo)
-            gradient, moves = total[:num_gradient], total[num_gradient:]
-            if moves.size:
+            gradient = total
+            if num_gradient < hi - lo:
+                gradient, moves = total[:num_gradient], total[num_gradient:]
                 start = lo + num_gradient - self._parameters.size
                 np.divide(moves, max(num_filled_shards, 1), out=self._moves[start : start + moves.size])
-            if gradient.size:
+            if num_gradient:
                 gradient *= scale
-                if exchange.is_first_copy:
-                    self.squared_norm += float(np.dot(gradient, gradient))
+                if counts_norm:
+                    self.squared_norm += float(gradient.dot(gradient))
                 if self._clip_value is not None:
                     clip_value_(gradient, self._clip_value)
                 if self._gradient is None:
@@ -167,13 +180,14 @@ class Update:
         with self._parameters.shown(average):
             yield
 
-    def _update_block(self, lo: int, hi: int, gradient: Array, norms: npt.NDArray[np.float64] | None = None) -> None:
-        if norms is None:
-            self._journal.protect(lo, hi, self._changed)
-        if isinstance(self._optimizer, LayerwiseOptimizer):
-            self._optimizer.update(lo, hi, gradient, norms)
-        else:
-            self._optimizer.update(lo, hi, gradient)
+    def _update_block(self, lo: int, hi: int, gradient: Array) -> None:
+        block = self._blocks.get((lo, hi))
+        if block is None:
+            # Found once: the blocks of a slice are the same in every step.
+            protection = self._journal.protection(lo, hi, self._changed)
+            block = self._blocks[lo, hi] = _Block(protection, self._optimizer.pieces(lo, hi))
+        self._journal.protect(block.protection)
+        self._optimizer.update_pieces(block.pieces, self._rules, gradient)
         if self._average is not None:
             self._average.update(lo, hi)
 
@@ -184,10 +198,12 @@ class Update:
             gradient *= clip_coefficient(self._norm(gradient), self._clip_norm)
         if isinstance(self._optimizer, LayerwiseOptimizer):
             # What it takes norms of is in the state already, so that its whole slice is one block.
-            self._journal.protect(lo, hi, self._changed)
+            self._journal.protect(self._journal.protection(lo, hi, self._changed))
             norms = self._layer_norms(self._optimizer, gradient)
             if lo < hi:
-                self._update_block(lo, hi, gradient, norms)
+                self._optimizer.update(lo, hi, gradient, norms)
+                if self._average is not None:
+                    self._average.update(lo, hi)
         else:
             for first, last in [(lo, hi)] if self._pending is None else self._pending:
                 for start in range(max(first, lo), min(last, hi), BLOCK_ELEMENTS):

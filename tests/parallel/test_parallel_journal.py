@@ -39,7 +39,7 @@ def test_what_is_left_over_is_what_was_not_changed_in_any_order(
         before = [vector.copy() for vector in vectors]
         if comm.rank == 1:
             # What an earlier step has left in the notes means nothing.
-            journal.protect(0, min(end, BLOCK), vectors)
+            journal.protect(journal.protection(0, min(end, BLOCK), vectors))
             journal.finish_block(end)
             journal.begin_slice()
         comm.barrier()
@@ -47,13 +47,13 @@ def test_what_is_left_over_is_what_was_not_changed_in_any_order(
         done = blocks[:num_blocks]
         if comm.rank == 1:
             for lo, hi in done:
-                journal.protect(lo, hi, vectors)
+                journal.protect(journal.protection(lo, hi, vectors))
                 for vector in vectors:
                     vector[lo:hi] = -1
                 journal.finish_block(hi - lo)
             if dies_within:
                 lo, hi = blocks[num_blocks]
-                journal.protect(lo, hi, vectors)
+                journal.protect(journal.protection(lo, hi, vectors))
                 for vector in vectors:
                     vector[lo : lo + (hi - lo) // 2 + 1] = -1
         told = comm.allgather_bytes(b"".join(vector.tobytes() for vector in vectors))[1]
