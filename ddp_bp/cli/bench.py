@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -14,90 +12,29 @@ from ddp_bp.bench.allreduce import ALGORITHMS, beside_the_best
 from ddp_bp.bench.exchange import LIBRARY_CHOICE, ExchangeReport, measure_exchange
 from ddp_bp.bench.machine import last_level_cache_bytes
 from ddp_bp.bench.memory import MemoryReport, measure_memory
-from ddp_bp.bench.models import MODELS
 from ddp_bp.bench.scaling import ScalingReport, measure_scaling
 from ddp_bp.bench.shards import ShardsReport, measure_shards
 from ddp_bp.bench.training import TrainingReport, measure_training
 from ddp_bp.cli import options
+from ddp_bp.cli.bench_options import (
+    DEFAULT_WORKERS,
+    byte_size,
+    models_option,
+    parsed_by,
+    repeats_option,
+    shard_numbers,
+    vector_sizes,
+    workers_option,
+)
 from ddp_bp.cli.bench_output import show_exchange, show_memory, show_scaling, show_shards, show_training
 from ddp_bp.cli.bench_recovery import recovery
 from ddp_bp.cli.environment import launched_ranks
 from ddp_bp.cli.kernels import settle_kernels
 from ddp_bp.cli.launcher import Launcher
 from ddp_bp.cli.measurement import Answer, Measurement, Start, result_option, run_measurement
-from ddp_bp.cli.options import Function
-from ddp_bp.data.source import suggestion
 from ddp_bp.parallel.communicator import Communicator
 
-DEFAULT_WORKERS = 2
 _NUM_TRIALS = 10
-_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-def byte_size(text: str) -> int:
-    """`4096`, `64KiB`, `1MiB` or `1GiB` as a number of bytes, at least one. Raises click.BadParameter."""
-    matched = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", text)
-    num_bytes = int(matched[1]) * _UNITS.get(matched[2].lower(), 0) if matched else 0
-    if not num_bytes:
-        raise click.BadParameter(f"expected a size such as 4096, 64KiB or 1MiB, got {text!r}")
-    return num_bytes
-
-
-def vector_sizes(text: str) -> tuple[int, ...]:
-    """Sizes of vectors of float32, divided by commas, in bytes. Raises click.BadParameter."""
-    sizes = tuple(map(byte_size, text.split(",")))
-    for size in sizes:
-        if size % 4:
-            raise click.BadParameter(f"a vector of float32 takes a multiple of 4 bytes, got {size}")
-    return sizes
-
-
-def model_names(text: str) -> tuple[str, ...]:
-    """Names of models, divided by commas. Raises click.BadParameter."""
-    names = tuple(part.strip() for part in text.split(","))
-    for name in names:
-        if name not in MODELS:
-            raise click.BadParameter(
-                f"there is no model {name!r}; there is {', '.join(MODELS)}{suggestion(name, MODELS)}"
-            )
-    return names
-
-
-def shard_numbers(text: str) -> tuple[int, ...]:
-    """Numbers of shards, divided by commas, each at least one. Raises click.BadParameter."""
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        if not part.isdecimal() or int(part) < 1:
-            raise click.BadParameter(f"expected numbers of shards such as 2,4, got {part!r}")
-    return tuple(map(int, parts))
-
-
-def _parsed_by(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """A callback that gives a command what `parse` makes of the option's text."""
-    return lambda _context, _parameter, text: None if text is None else parse(text)
-
-
-_workers_option = click.option(
-    "-n",
-    "--workers",
-    "num_workers",
-    type=click.IntRange(min=1),
-    help=f"Number of workers.  [default: {DEFAULT_WORKERS}, or those of your own launcher]",
-)
-_models_option = click.option(
-    "--models",
-    callback=_parsed_by(model_names),
-    default=",".join(MODELS),
-    show_default=True,
-    metavar="NAME,...",
-    help="Which networks to train: " + "; ".join(f"{name} is {model.description}" for name, model in MODELS.items()),
-)
-
-
-def _repeats_option(default: int, what: str) -> Callable[[Function], Function]:
-    return click.option(
-        "--repeats", type=click.IntRange(min=1), default=default, show_default=True, help=f"How often {what}."
-    )
 
 
 @click.group()
@@ -114,16 +51,16 @@ bench.add_command(recovery)
 
 
 @bench.command()
-@_workers_option
+@workers_option
 @click.option(
     "--sizes",
-    callback=_parsed_by(vector_sizes),
+    callback=parsed_by(vector_sizes),
     default="4KiB,64KiB,1MiB,16MiB,64MiB",
     show_default=True,
     metavar="SIZE,...",
     help="Sizes of the vectors of float32 that are summed.",
 )
-@_repeats_option(50, "each way to sum is timed")
+@repeats_option(50, "each way to sum is timed")
 @click.option(
     "--parameters",
     "num_parameters",
@@ -145,7 +82,7 @@ bench.add_command(recovery)
 @click.option(
     "--cache",
     "cache_bytes",
-    callback=_parsed_by(byte_size),
+    callback=parsed_by(byte_size),
     metavar="SIZE",
     help="Size of the last-level cache, which all buffers together exceed.  [default: as the kernel says]",
 )
@@ -206,9 +143,9 @@ def exchange(
 
 
 @bench.command()
-@_workers_option
-@_models_option
-@_repeats_option(15, "a block of steps is timed")
+@workers_option
+@models_option
+@repeats_option(15, "a block of steps is timed")
 @options.bind_option
 @options.json_option
 @result_option
@@ -232,17 +169,17 @@ def training(
 
 
 @bench.command()
-@_workers_option
-@_models_option
+@workers_option
+@models_option
 @click.option(
     "--shards-per-rank",
-    callback=_parsed_by(shard_numbers),
+    callback=parsed_by(shard_numbers),
     default="4",
     show_default=True,
     metavar="NUMBER,...",
     help="Into how many shards the batch of a rank is cut, besides one.",
 )
-@_repeats_option(15, "a block of steps is timed")
+@repeats_option(15, "a block of steps is timed")
 @options.bind_option
 @options.json_option
 @result_option
@@ -271,9 +208,9 @@ def shards(
 
 
 @bench.command()
-@_workers_option
-@_models_option
-@_repeats_option(15, "a block of steps is timed")
+@workers_option
+@models_option
+@repeats_option(15, "a block of steps is timed")
 @options.bind_option
 @options.json_option
 @result_option
@@ -297,7 +234,7 @@ def scaling(
 
 
 @bench.command()
-@_workers_option
+@workers_option
 @click.option(
     "--parameters",
     "num_parameters",

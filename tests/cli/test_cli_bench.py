@@ -20,7 +20,7 @@ from ddp_bp.bench.recovery import (
 from ddp_bp.bench.scaling import ModelScaling, RanksResult, ScalingReport
 from ddp_bp.bench.shards import ModelShards, ShardsReport, ShardsResult
 from ddp_bp.bench.training import DdpResult, ModelResult, ProductsResult, TrainingReport
-from ddp_bp.cli.bench import byte_size, model_names, shard_numbers, vector_sizes
+from ddp_bp.cli.bench_options import byte_size, model_names, shard_numbers, vector_sizes
 from ddp_bp.cli.bench_output import (
     binary_size_text,
     short_time_text,
