@@ -18,7 +18,6 @@ import msgspec
 
 from ddp_bp.errors import DisagreementError, NodeLostError
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.wire.messages import Acknowledged, CheckpointDone, Stop, StopRequest, TakeCheckpoint
 from ddp_bp.worker.assemble import Job
 from ddp_bp.worker.checkpointing import Checkpointing
 from ddp_bp.worker.evaluation import Evaluation
@@ -28,9 +27,10 @@ from ddp_bp.worker.link import CoordinatorLink
 from ddp_bp.worker.nonfinite import NonFiniteError, SkipLimit
 from ddp_bp.worker.progress import Progress
 from ddp_bp.worker.reporter import Reporter
-from ddp_bp.worker.requests import STOP_REQUESTS, STOP_SIGNALS, STOPS, Request
+from ddp_bp.worker.requests import STOPS, Request
 from ddp_bp.worker.standing import Briefing, Standing
 from ddp_bp.worker.step import StepResult, TrainingStep
+from ddp_bp.worker.wishes import Wishes
 
 _MOST_TRIES = 5
 """How often the last checkpoint is begun, if the coordinator loses sight of a rank in the middle."""
@@ -84,10 +84,9 @@ class TrainingLoop:
             self._equip(equipment)
         self._progress, self._ledger = progress, ledger
         self._skip_limit = SkipLimit(job.recipe.fault.nonfinite_limit, job.plan, progress)
-        self._reporter, self._link = reporter, link
+        self._reporter = reporter
         self._checkpoint_every_steps, self._announce = checkpoint_every_steps, announce
-        self._stop = self._stop_handed_on = Request(0)
-        self._wanted_checkpoint: str | None = None
+        self._wishes = Wishes(link, reporter)
         self._checkpoint_owed = False
         self._gradient_norm: float | None = None
         self._began: float | None = None
@@ -105,14 +104,13 @@ class TrainingLoop:
 
     def _coordinator_is_back(self) -> None:
         self._reporter.send_again()
-        # A coordinator that takes another one's place may not have heard of a stop.
-        self._stop_handed_on = Request(0)
+        self._wishes.coordinator_is_back()
         if not self._is_new:
             self._checkpointing.send_again()
 
     def request_stop(self, signal_name: str) -> None:
         """Ask for an end at the next step that all ranks agree on. Safe to call from a signal handler."""
-        self._stop |= STOP_REQUESTS[signal_name]
+        self._wishes.stop(signal_name)
 
     def run(self) -> Outcome:
         """Train until the last step or a request to stop, then save a checkpoint. Collective.
@@ -127,7 +125,7 @@ class TrainingLoop:
         while not self._is_over():
             if self._followed_up:
                 self._job.schedule.apply(self._progress.step)
-                self._take(self._step.run(self._progress.step, self._requests()))
+                self._take(self._step.run(self._progress.step, int(self._wishes.take_in(self._checkpointing))))
             if self._fatal is None:
                 self._follow_up()
         if self._fatal is not None:
@@ -181,18 +179,8 @@ class TrainingLoop:
             self._progress.evaluated_at_step = None
 
     def attend(self) -> None:
-        """Take in what the coordinator says, on a rank that waits to take another's place.
-
-        A signal to this one is handed on to it, since no step's agreement carries that to the others.
-        """
-        for message in self._link.take():
-            if isinstance(message, Stop):
-                self.request_stop(message.reason)
-                self._stop_handed_on |= STOP_REQUESTS[message.reason]
-        for name in STOP_SIGNALS:
-            if STOP_REQUESTS[name] & self._stop & ~self._stop_handed_on:
-                self._stop_handed_on |= STOP_REQUESTS[name]
-                self._link.post(StopRequest(name))
+        """Take in what the coordinator says, on a rank that waits to take another's place."""
+        self._wishes.attend()
 
     def _brief_newcomers(self, root: int) -> None:
         """Have those that have just joined stand where rank `root` stands. Collective."""
@@ -253,7 +241,7 @@ class TrainingLoop:
         if self._ends_epoch():
             self._end_epoch()
         if self._checkpoint_is_due(requests):
-            answers, self._wanted_checkpoint = self._wanted_checkpoint or "", None
+            answers, self._wishes.checkpoint = self._wishes.checkpoint, ""
             # No checkpoint of what ranks do not agree on. And the ledger's lines of these steps must be on the disk
             # before the checkpoint that contains them.
             self._comparison.run(f"at the checkpoint of step {self._progress.step}")
@@ -267,8 +255,8 @@ class TrainingLoop:
         """Save the last checkpoint of this start. Collective."""
         self._comparison.run(f"at the checkpoint of step {self._progress.step}")
         self._reporter.send("checkpoint", self._epoch(), self._scalars())
-        self._requests()
-        answers = self._wanted_checkpoint or ""
+        self._wishes.take_in(self._checkpointing)
+        answers = self._wishes.checkpoint
         for num_tries in range(1, _MOST_TRIES + 1):
             request_id = self._request_id(f"final-{num_tries}" if num_tries > 1 else "final")
             save = partial(self._checkpointing.save_now, request_id, answers, is_last_try=num_tries == _MOST_TRIES)
@@ -280,27 +268,6 @@ class TrainingLoop:
     def _request_id(self, name: str) -> str:
         """A name for a checkpoint that no other membership has used."""
         return f"{name}-{self._ledger.membership}" if self._ledger.membership else name
-
-    def _requests(self) -> int:
-        """What this rank has to ask of all, from the commands that have arrived and its own signals."""
-        for message in self._link.take():
-            match message:
-                case Stop(reason=reason):
-                    self.request_stop(reason)
-                case TakeCheckpoint(request_id=request_id):
-                    self._wanted_checkpoint = request_id
-                case CheckpointDone():
-                    self._checkpointing.done(message)
-                case Acknowledged(of="ledger", step=int(step)):
-                    self._reporter.ledger_is_durable(step)
-                case _:
-                    pass
-        requests = self._stop
-        if self._wanted_checkpoint is not None:
-            requests |= Request.CHECKPOINT
-        if self._checkpointing.in_flight:
-            requests |= Request.CHECKPOINT_IN_FLIGHT
-        return int(requests)
 
     def _commit(self, result: StepResult) -> None:
         epoch, step_in_epoch = self._job.plan.position(self._progress.step)
