@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ddp_bp.parallel.apart import allocate_apart
 from ddp_bp.parallel.communicator import Array, Bounds, Communicator
 from ddp_bp.parallel.membership import clip_bounds, split_range
 from ddp_bp.parallel.nodes import Nodes
@@ -60,13 +61,13 @@ class BetweenNodes:
         self._walk = Walk(tree_nodes[own], num_shards, hi - lo, dtype, num_rounded)
         num_sums = len(merged_nodes(tree_nodes[own], num_shards))
         # Without anything to sum, partials are sent from where they lie.
-        self._sums = [np.empty(hi - lo, dtype) for _ in range(num_sums)] if self._walk.has_sums else []
+        self._sums = [allocate_apart(hi - lo, dtype) for _ in range(num_sums)] if self._walk.has_sums else []
         self._away = [
             part for number in self._others for part in _overlaps(lo, hi, [slices[r] for r in nodes.ranks[number]])
         ]
         mine = slices[rank]
         self._received = {
-            number: [np.empty(mine[1] - mine[0], dtype) for _ in merged_nodes(tree_nodes[number], num_shards)]
+            number: [allocate_apart(mine[1] - mine[0], dtype) for _ in merged_nodes(tree_nodes[number], num_shards)]
             for number in self._others
         }
         self.incoming: list[tuple[Node, Array]] = [

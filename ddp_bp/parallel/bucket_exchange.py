@@ -23,6 +23,7 @@ from contextvars import copy_context
 import numpy as np
 
 from ddp_bp.errors import PeerLostError
+from ddp_bp.parallel.apart import allocate_apart
 from ddp_bp.parallel.between_nodes import BetweenNodes, Message
 from ddp_bp.parallel.bfloat16 import pack, unpack
 from ddp_bp.parallel.communicator import Array, Bounds, Communicator
@@ -239,8 +240,8 @@ class _Wire:
         self._outgoing: list[tuple[Array, Array]] = []
         self._incoming: list[tuple[Array, Array]] = []
         if is_packed:
-            self._outgoing = [(array, np.empty(array.size, np.uint16)) for _, array in sends]
-            self._incoming = [(array, np.empty(array.size, np.uint16)) for _, array in receives]
+            self._outgoing = [(array, allocate_apart(array.size, np.uint16)) for _, array in sends]
+            self._incoming = [(array, allocate_apart(array.size, np.uint16)) for _, array in receives]
             self.sends = [(rank, half) for (rank, _), (_, half) in zip(sends, self._outgoing, strict=True)]
             self.receives = [(rank, half) for (rank, _), (_, half) in zip(receives, self._incoming, strict=True)]
 

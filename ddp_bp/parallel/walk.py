@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ddp_bp.parallel.apart import allocate_apart
 from ddp_bp.parallel.bfloat16 import round_to_bfloat16
 from ddp_bp.parallel.communicator import Array, Bounds
 from ddp_bp.parallel.tree import Node, merge_counts, stack_depth
@@ -63,7 +64,7 @@ class Walk:
         self.has_sums = any(self._merges)
         """Whether there is anything to sum."""
         block = min(BLOCK_ELEMENTS, num_elements)
-        self._scratch = np.empty((stack_depth(self._merges), block), dtype)
+        self._scratch = allocate_apart((stack_depth(self._merges), block), dtype)
 
     def sums(self, pieces: Sequence[Array], lo: int = 0) -> list[Array]:
         """What is left when all siblings among `pieces` (n,) are summed, n up to a block. `lo`: their first element.

@@ -22,6 +22,7 @@ from ddp_bp.engine.random import random_stream
 from ddp_bp.engine.shard_group import shard_group
 from ddp_bp.errors import DistributedError, InputError
 from ddp_bp.parallel.agreement import Agreement
+from ddp_bp.parallel.apart import allocate_apart
 from ddp_bp.parallel.bfloat16 import add_rounded
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.membership import shard_run
@@ -123,7 +124,8 @@ class ShardComputation:
             firsts = [first for first, _ in maximal_nodes(self._shards.start, self._shards.stop, num_shards)]
             kept = dict(zip(firsts, self._partials, strict=False))
             self._partials = [
-                kept.get(shard) or Partial(np.zeros_like(stack[0]), parameters.size) for shard in self._shards
+                kept.get(shard) or Partial(allocate_apart(stack[0].shape, stack[0].dtype), parameters.size)
+                for shard in self._shards
             ]
         self.num_own_samples = 0
         """Samples that this rank computed in its last step."""
@@ -172,7 +174,7 @@ class ShardComputation:
         """
         if self._aside is None:
             num_parameters, dtype = self._parameters.size, self._parameters.dtype
-            self._aside = Partial(np.zeros(num_parameters + self._buffers.size, dtype), num_parameters)
+            self._aside = Partial(allocate_apart(num_parameters + self._buffers.size, dtype), num_parameters)
         with self._alone() if self._lockstep is None else shard_group(_KnownGroup(self._lockstep.totals)):
             result, _ = self._run_shard(step, shard, self._aside)
         return result, result.full_digest(self._aside.vector)

@@ -19,6 +19,7 @@ from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.errors import CheckpointError
 from ddp_bp.nn import Module
 from ddp_bp.optim import ExponentialMovingAverage, Optimizer
+from ddp_bp.parallel.apart import allocate_apart
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.parallel.membership import clip_bounds
 from ddp_bp.wire.messages import ArrayLayout, CheckpointFile, TensorLayout
@@ -75,7 +76,9 @@ class Snapshot:
                 for names, array in zip(buffer_names, buffers.committed, strict=True)
             ),
         ]
-        self._staging = {flat.name: _part(flat).copy() for flat in self._flats}
+        self._staging = {flat.name: allocate_apart(_part(flat).size, flat.values.dtype) for flat in self._flats}
+        for flat in self._flats:
+            np.copyto(self._staging[flat.name], _part(flat))
 
     def layouts(self) -> list[ArrayLayout]:
         """The flat arrays and the tensors in them, the same on every rank."""

@@ -22,6 +22,7 @@ from ddp_bp.optim.clip import clip_coefficient, clip_value_
 from ddp_bp.optim.layerwise import LayerwiseOptimizer
 from ddp_bp.optim.optimizer import Piece, Rule
 from ddp_bp.optim.rows import ROW_ELEMENTS, row_square_sums
+from ddp_bp.parallel.apart import allocate_apart
 from ddp_bp.parallel.bucket_exchange import BucketExchange
 from ddp_bp.parallel.communicator import Bounds, Communicator
 from ddp_bp.parallel.exchange import Exchange
@@ -83,7 +84,7 @@ class Update:
         self._changed = changed_vectors(parameters, optimizer, average)
         self._pending, self._compression = pending, compression
         takes_norms = needs_norms(optimizer, clip_norm)
-        self._gradient = np.empty(self._hi - self._lo, parameters.dtype) if takes_norms else None
+        self._gradient = allocate_apart(self._hi - self._lo, parameters.dtype) if takes_norms else None
         self._blocks: dict[Bounds, _Block] = {}
         self._rules: list[Rule] = []
         self.squared_norm = math.nan

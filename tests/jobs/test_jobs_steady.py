@@ -1,13 +1,15 @@
-"""A long job is steady: over 20,000 steps no process of it grows, and steps meet no new pages."""
+"""A long job is steady: over 20,000 steps no process of it grows, nor with every death, and steps meet no new pages."""
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
-from support import ddp_bp, processes_of, wait_for_step
+from support import ddp_bp, processes_of, status_of, wait_for_step, wait_until
 
 from ddp_bp.bench.machine import proportional_set_bytes
 
@@ -17,6 +19,8 @@ NUM_STEPS = 20_000
 MAX_GROWTH_BYTES = 4 * 2**20
 MAX_FAULTS_PER_STEP = 10
 MINOR_FAULTS_FIELD = 9
+NUM_SPARES = 4
+MAX_HEAP_GROWTH_BYTES = 2**20
 
 
 class Reading(NamedTuple):
@@ -78,3 +82,35 @@ def test_nothing_grows_over_20000_steps_and_steps_meet_no_new_pages(start_comman
         line = " ".join(found.cmdline())
         assert now.num_bytes - then.num_bytes <= MAX_GROWTH_BYTES, f"bytes then {then}, now {now}: {line}"
         assert (now.minor_faults - then.minor_faults) / (last_step - first_step) <= MAX_FAULTS_PER_STEP, line
+
+
+def resident_heap_bytes(pid: int) -> int:
+    """What a process has of its heap, which is apart from memory that it shares, and from that of its interpreter."""
+    lines = iter(Path("/proc", str(pid), "smaps").read_text().splitlines())
+    next(line for line in lines if line.endswith("[heap]"))
+    return 1024 * int(next(line for line in lines if line.startswith("Rss:")).split()[1])
+
+
+@pytest.mark.ulfm
+def test_a_rank_does_not_grow_while_others_die_and_spares_step_in(start_command, tmp_path: Path) -> None:
+    """Of what a team holds nothing may stand where a later step would have put its activations."""
+    run_dir = tmp_path / "run"
+    settings = [f"fault.spares={NUM_SPARES}", "fault.respawn=false", "train.shards=2", "train.batch_size=4"]
+    settings += ["train.epochs=1000", "train.eval_every_epochs=0", "checkpoint.every_steps=0"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    start_command(ddp_bp("train", "shakespeare-gpt", "-n", 2, "--run-dir", run_dir, *options))
+    status = wait_for_step(run_dir, 10)
+    pids = {row["rank"]: row["pid"] for row in status["ranks"]}
+    before, num_descriptors = resident_heap_bytes(pids[0]), psutil.Process(pids[0]).num_fds()
+    for num_lost in range(1, NUM_SPARES + 1):
+        os.kill(pids[num_lost], signal.SIGKILL)
+        status = wait_until(lambda lost=num_lost: replaced(run_dir, lost), f"the recovery of {num_lost} deaths")
+        wait_for_step(run_dir, status["step"] + 3)
+    assert resident_heap_bytes(pids[0]) - before <= MAX_HEAP_GROWTH_BYTES
+    assert psutil.Process(pids[0]).num_fds() <= num_descriptors
+
+
+def replaced(run_dir: Path, num_lost: int) -> dict[str, Any] | None:
+    """The status of the job once spares have stepped in for so many ranks."""
+    status = status_of(run_dir)
+    return status if status and len(status["lost_ranks"]) == num_lost and status["ready"] else None
