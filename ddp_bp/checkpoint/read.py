@@ -5,6 +5,7 @@ It must not know about other checkpoints, nor how a checkpoint is written.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ def _advice(path: Path, storage: Storage) -> str:
     if path.name in (MANIFEST_FILE, *TENSOR_FILES):
         return f"; name its folder, {path.parent}"
     for folder in (path, path / "checkpoints"):
-        steps = [name for name in storage.list_folder(folder) if name.startswith("step-")]
-        if steps:
-            return f"; name one of the checkpoints in it, for example {folder / max(steps)}"
+        with contextlib.suppress(OSError):  # what cannot be read is no advice
+            steps = [name for name in storage.list_folder(folder) if name.startswith("step-")]
+            if steps:
+                return f"; name one of the checkpoints in it, for example {folder / max(steps)}"
     return "; name a folder such as step-00000042"

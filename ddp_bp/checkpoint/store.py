@@ -111,7 +111,10 @@ class CheckpointStore:
                 self._storage.remove_tree(replaced)
 
     def entries(self) -> list[Entry]:
-        """All checkpoints, damaged ones included, newest first. Reads manifests and file sizes, no tensors."""
+        """All checkpoints, damaged ones included, newest first. Reads manifests and file sizes, no tensors.
+
+        Raises CheckpointError if the folder cannot be read: that it holds none is then not known.
+        """
         return [self._entry(step, path) for step, path in sorted(self._folders().items(), reverse=True)]
 
     def verify(self, path: Path) -> list[str]:
@@ -209,8 +212,15 @@ class CheckpointStore:
 
     def _folders(self) -> dict[int, Path]:
         """Folder of each step. A replaced one counts only where no other has its name."""
+        try:
+            names = self._storage.list_folder(self.folder)
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoints in {self.folder} cannot be listed: {error.strerror or error}; "
+                f"let this user read the folder, or look at its disk"
+            ) from error
         found: dict[int, Path] = {}
-        for name in self._storage.list_folder(self.folder):
+        for name in names:
             match = _STEP_NAME.fullmatch(name.removeprefix(_REPLACED))
             if match and (not name.startswith(_REPLACED) or int(match[1]) not in found):
                 found[int(match[1])] = self.folder / name

@@ -109,9 +109,7 @@ class RunDirectory:
 
     def check_free(self) -> None:
         """Raise InputError while a coordinator writes to this directory: it holds a lock on the ledger."""
-        if not (self.path / LEDGER_FILE).exists():
-            return
-        with self._usable(), (self.path / LEDGER_FILE).open("rb") as ledger:
+        with self._usable(), contextlib.suppress(FileNotFoundError), (self.path / LEDGER_FILE).open("rb") as ledger:
             try:
                 fcntl.flock(ledger, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

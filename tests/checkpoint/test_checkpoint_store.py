@@ -372,3 +372,19 @@ def test_any_flipped_bit_is_found(whole: dict[str, bytes], name: str, where: flo
 @given(name=st.sampled_from(FILES), where=st.floats(0, 1, exclude_max=True))
 def test_any_truncated_file_is_found(whole: dict[str, bytes], name: str, where: float) -> None:
     assert_found(whole, name, whole[name][: int(where * len(whole[name]))])
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_not_taken_for_an_empty_one() -> None:
+    storage = MemoryStorage()
+    store = CheckpointStore(FOLDER, storage)
+    path = write(store, 1)
+
+    def refuse(path: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    storage.list_folder = refuse  # type: ignore[method-assign]
+    for look in (store.entries, lambda: store.latest(print), lambda: store.retain(1, keep_best=False)):
+        with pytest.raises(CheckpointError, match=f"{FOLDER} cannot be listed: Permission denied"):
+            look()
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        load_checkpoint(path.parent, storage)

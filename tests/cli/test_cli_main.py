@@ -324,3 +324,14 @@ def test_a_worker_that_cannot_be_used_is_exit_code_2(run_ddp_bp, tmp_path: Path,
     assert result.stderr.count("ddp-bp: ") == 1
     assert part in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["checkpoint", "ls"], ["checkpoint", "verify"], ["ledger", "verify"], ["status"], ["train", "digits", "--run-dir"]],
+)
+def test_a_path_that_cannot_even_be_looked_at_is_one_message(run_ddp_bp, tmp_path: Path, command: list[str]) -> None:
+    result = run_ddp_bp(*command, tmp_path / ("x" * 300))
+    assert result.returncode in (1, 2) and result.stdout == ""
+    assert "File name too long" in result.stderr and result.stderr.startswith("ddp-bp: ")
+    assert "Traceback" not in result.stderr
