@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        # Whoever opens a file says more; this is of a path that was only looked at. Without a path it is a fault of ours.
+        # Whoever opens a file says more; this path was only looked at. Without one it is a fault of ours.
         if error.filename is None:
             raise
         print(f"ddp-bp: {error.filename}: {error.strerror}; name another, or let this user have it", file=sys.stderr)

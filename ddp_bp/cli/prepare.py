@@ -15,6 +15,7 @@ from ddp_bp.coordinator.sockets import bind_http
 from ddp_bp.errors import AddressError
 from ddp_bp.recipes import Recipe, load_recipe
 from ddp_bp.worker.assemble import Job, assemble
+from ddp_bp.worker.branch import take_over_ledger
 from ddp_bp.worker.datasource import data_problems
 from ddp_bp.worker.factory import model_problems
 from ddp_bp.worker.rundir import SUMMARY_FILE, RunDirectory, check_checkpoint, describe_environment
@@ -39,11 +40,16 @@ class Prepared:
         summary: dict[str, Any] = json.loads((self.run.path / SUMMARY_FILE).read_bytes())
         return summary
 
-    def environment(self, **more: Any) -> dict[str, Any]:
-        """What is to be kept of this start beside the recipe, with what `ledger verify` and `replay` need later."""
-        return describe_environment(
+    def create(self, **more: Any) -> None:
+        """Make the run directory, with the recipe and what else `ledger verify` and `replay` need later, and `more`.
+
+        Raises InputError if the disk refuses.
+        """
+        environment = describe_environment(
             recipe_folder=str(self.base.resolve()), training_samples=self.job.plan.num_samples, **more
         )
+        self.run.create(self.recipe, environment)
+        take_over_ledger(self.run.path, self.checkpoint, warn)
 
 
 def prepare(
@@ -78,6 +84,8 @@ def prepare(
     checkpoint = None if checked and resume == "never" else run.select_checkpoint(resume, warn)
     if checkpoint is not None:
         check_checkpoint(checkpoint, job, warn)
+        if not checked and resume != "auto":
+            run.check_newest(checkpoint)
     return Prepared(recipe, base, job, run, checkpoint)
 
 

@@ -183,8 +183,7 @@ def _run(
 ) -> int:
     run_dir = prepared.run.path
     with hold_run(run_dir) as hold:
-        environment = prepared.environment(mpirun=start.mpirun([]), kernels_chosen_by=kernels.why)
-        prepared.run.create(prepared.recipe, environment)
+        prepared.create(mpirun=start.mpirun([]), kernels_chosen_by=kernels.why)
         (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
         _introduce(prepared, start, kernels, view)
         with stop_signals() as asked:

@@ -230,10 +230,7 @@ class _Root:
         self.job: Job = prepared.job
         self.checkpoint: Checkpoint | None = prepared.checkpoint
         if not invocation.supervised:
-            prepared.run.create(
-                prepared.recipe,
-                prepared.environment(communicator=communicator.describe(), kernels_chosen_by=kernels.why),
-            )
+            prepared.create(communicator=communicator.describe(), kernels_chosen_by=kernels.why)
             (self.run_dir / SUMMARY_FILE).unlink(missing_ok=True)
         self._coordinator: KeptCoordinator | None = None
         address = invocation.coordinator

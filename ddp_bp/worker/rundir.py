@@ -97,6 +97,19 @@ class RunDirectory:
             return None
         return load_checkpoint(Path(resume))
 
+    def check_newest(self, checkpoint: Checkpoint) -> None:
+        """Raise CheckpointError if this directory has newer checkpoints than the one that a user has named.
+
+        The ledger would be cut where the named one ends, and the next `auto` go on from the newest, beyond that end.
+        """
+        newer = [entry for entry in self.store.entries() if entry.step > checkpoint.manifest.step]
+        whole = [entry.path.name for entry in newer if entry.problem is None and not self.store.verify(entry.path)]
+        if whole:
+            raise CheckpointError(
+                f"--resume {checkpoint.path}: {self.path} has newer checkpoints ({', '.join(whole)}), from which the "
+                f"next start would go on; move them out of {self.store.folder}, or give another --run-dir"
+            )
+
     def finished_summary(self, recipe: Recipe, total_steps: int) -> dict[str, Any] | None:
         """The summary, if the run here has been trained to `total_steps`, and its sample is what `recipe` asks for."""
         try:

@@ -186,6 +186,11 @@ class _Check:
         if record.step == step and step_in_epoch == 0:
             self._order, self._uses[:] = plan.epoch_order(epoch), 0
         num_samples = plan.batch_size_at(step_in_epoch)
+        if step == 0 and record.step > 0:
+            return (
+                f"the ledger begins with step {record.step}: expected the steps before it as well; if the run began "
+                "with a checkpoint of another one, that has them in its ledger"
+            )
         for what, got, needed in (
             ("the line of step", record.step, step),
             ("epoch", record.epoch, epoch),

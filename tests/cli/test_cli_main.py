@@ -328,7 +328,13 @@ def test_a_worker_that_cannot_be_used_is_exit_code_2(run_ddp_bp, tmp_path: Path,
 
 @pytest.mark.parametrize(
     "command",
-    [["checkpoint", "ls"], ["checkpoint", "verify"], ["ledger", "verify"], ["status"], ["train", "digits", "--run-dir"]],
+    [
+        ["checkpoint", "ls"],
+        ["checkpoint", "verify"],
+        ["ledger", "verify"],
+        ["status"],
+        ["train", "digits", "--run-dir"],
+    ],
 )
 def test_a_path_that_cannot_even_be_looked_at_is_one_message(run_ddp_bp, tmp_path: Path, command: list[str]) -> None:
     result = run_ddp_bp(*command, tmp_path / ("x" * 300))

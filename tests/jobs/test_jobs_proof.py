@@ -248,3 +248,23 @@ def test_a_replay_takes_the_kernels_of_the_run(run_ddp_bp, tmp_path: Path, monke
     assert with_others.returncode == 1
     assert "the run was last started with OpenBLAS" in with_others.stderr
     assert "first difference at step 0" in with_others.stdout
+
+
+# ---- beginning with an older checkpoint
+
+
+def test_a_run_from_an_older_checkpoint_has_the_whole_ledger_and_is_not_begun_where_there_are_newer_ones(
+    run_ddp_bp, marked_recipe: Path, tmp_path: Path
+) -> None:
+    first, options = tmp_path / "first", ("train", marked_recipe, "--json", "--run-dir")
+    for max_steps in (5, 12):
+        ended = run_ddp_bp(*options, first, "--set", f"train.max_steps={max_steps}")
+        assert ended.returncode == 0, ended.stderr
+    older = first / "checkpoints" / "step-00000005"
+    back = run_ddp_bp(*options, first, "--resume", older, "--set", "train.max_steps=7")
+    assert back.returncode == 2 and "has newer checkpoints (step-00000012), from which" in back.stderr
+    assert len(ledger_lines(first)) == 12
+    branch = run_ddp_bp(*options, tmp_path / "branch", "--resume", older, "-n", "2", "--set", "train.max_steps=12")
+    assert branch.returncode == 0, branch.stderr
+    assert {key: json.loads(branch.stdout)[key] for key in SAME} == {key: json.loads(ended.stdout)[key] for key in SAME}
+    assert verified(run_ddp_bp, tmp_path / "branch")["steps"] == 12

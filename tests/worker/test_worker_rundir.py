@@ -142,6 +142,15 @@ def test_auto_takes_the_newest_whole_checkpoint_and_warns_of_each_damaged_one(ru
     assert [("step 40" in warning, "step 30" in warning) for warning in warnings] == [(True, False), (False, True)]
 
 
+def test_an_older_checkpoint_than_the_newest_whole_one_is_refused_and_they_are_named(run: RunDirectory) -> None:
+    run.create(recipe(), {})
+    paths = [write(run, step) for step in (10, 20, 30, 40)]
+    damage(paths[3])
+    with pytest.raises(CheckpointError, match=r"has newer checkpoints \(step-00000030, step-00000020\), from which"):
+        run.check_newest(load_checkpoint(paths[0]))
+    run.check_newest(load_checkpoint(paths[2]))
+
+
 def test_never_starts_anew_but_overwrites_no_run(run: RunDirectory) -> None:
     assert run.select_checkpoint("never", pytest.fail) is None
     run.create(recipe(), {})

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from worker_cases import PLAN
 
-from ddp_bp.checkpoint import Manifest
+from ddp_bp.checkpoint import Manifest, load_checkpoint
 from ddp_bp.data import ShardPlan, digest_ids
 from ddp_bp.errors import InputError
 from ddp_bp.recipes.load import load_recipe
+from ddp_bp.worker.branch import take_over_ledger
 from ddp_bp.worker.ledger import Ledger
 from ddp_bp.worker.rundir import RunDirectory
 from ddp_bp.worker.verify import Verification, verify_run
@@ -170,3 +171,35 @@ def test_what_is_no_run_is_said(tmp_path: Path) -> None:
     (run.path / "environment.json").write_text("{}")
     with pytest.raises(InputError, match=r"expected the environment of a run of this version, got KeyError"):
         verify_run(run)
+
+
+# ---- a run that begins with a checkpoint of another
+
+
+def branched(first: RunDirectory, step: int, folder: Path, warn: Callable[[str], None]) -> RunDirectory:
+    """A run that goes on from `step` of `first`, whose history it has; of its own are the lines from there on."""
+    named = load_checkpoint(checkpoint(first, step, history()[step - 1]["chain"]))
+    second = write([], folder)
+    (folder / "ledger.jsonl").unlink()
+    take_over_ledger(folder, named, warn)
+    with (folder / "ledger.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in history()[step:])
+    return second
+
+
+def test_the_ledger_of_a_branch_begins_with_that_of_the_run_whose_checkpoint_it_goes_on_from(tmp_path: Path) -> None:
+    first = write(history()[:7], tmp_path / "first")
+    found = verify_run(branched(first, 5, tmp_path / "second", pytest.fail))
+    assert (found.valid, found.steps, found.ledger_sha256) == (True, NUM_STEPS, history()[-1]["chain"])
+    take_over_ledger(tmp_path / "second", load_checkpoint(first.path / "checkpoints" / "step-00000005"), pytest.fail)
+    assert verify_run(RunDirectory(tmp_path / "second")).steps == NUM_STEPS, "it has a ledger of its own"
+
+
+@pytest.mark.parametrize("other", [[], history()[:4], history(swap=(0, 1))[:7]], ids=["none", "short", "another"])
+def test_a_ledger_that_does_not_lead_to_the_checkpoint_is_not_taken_over(tmp_path: Path, other: Lines) -> None:
+    warnings: list[str] = []
+    second = branched(write(other, tmp_path / "first"), 5, tmp_path / "second", warnings.append)
+    [warning] = warnings
+    assert "begins with step 5" in warning and "could not be taken over from" in warning
+    assert problems(verify_run(second))[0][1].startswith("the ledger begins with step 5: expected the steps before it")
+    assert not list((tmp_path / "second").glob(".tmp*"))
