@@ -23,6 +23,7 @@ from ddp_bp.nn.models.options import option_conflicts
 from ddp_bp.nn.streams import key_streams
 from ddp_bp.recipes.schema import ModelSection
 from ddp_bp.recipes.wording import convert, nearest, unknown
+from ddp_bp.worker.source_lines import innermost_line, own_line
 
 # Initial values are drawn as if by a shard that no batch can have.
 _INIT_STREAM = 2**62
@@ -51,9 +52,9 @@ def build_model(section: ModelSection, input_shape: tuple[int, ...], num_outputs
         with random_stream(seed, 0, _INIT_STREAM):
             model = factory(input_shape, num_outputs, **options)
     except DdpError as error:
-        raise RecipeError(called, [str(error)]) from error
+        raise RecipeError(called, [f"{error}{own_line(error)}"]) from error
     except (Exception, SystemExit) as error:
-        where = traceback_line(error)
+        where = innermost_line(error)
         raise RecipeError(called, [f"raised {type(error).__name__}: {error}{where}"]) from error
     if not isinstance(model, Module):
         raise RecipeError(called, [f"expected a ddp_bp.nn.Module from it, got {type(model).__name__}"])
@@ -102,7 +103,7 @@ def _own(called: str, base: Path) -> tuple[Callable[..., Any] | None, str]:
     try:
         factory = getattr(importlib.import_module(module_name), attribute, None)
     except (Exception, SystemExit) as error:
-        where = "" if isinstance(error, ImportError) else traceback_line(error)
+        where = "" if isinstance(error, ImportError) else innermost_line(error)
         return None, f"model.factory: importing {module_name!r} raised {type(error).__name__}: {error}{where}"
     if not callable(factory):
         near = nearest(attribute, dir(sys.modules[module_name]))
@@ -151,13 +152,3 @@ def _annotations(factory: Callable[..., Any]) -> dict[str, Any]:
         return typing.get_type_hints(function, include_extras=True)
     except Exception:  # an annotation in quotes may be any expression, and evaluating it may raise anything
         return {}
-
-
-def traceback_line(error: BaseException) -> str:
-    """` (file, line)` of the innermost frame of `error`, or nothing."""
-    trace = error.__traceback__
-    if trace is None:
-        return ""
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})"

@@ -11,6 +11,7 @@ from typing import TypeVar
 from ddp_bp.errors import DdpError, PeerLostError, RemoteError
 from ddp_bp.parallel.agreement import Verdict
 from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.worker.source_lines import own_line
 
 Result = TypeVar("Result")
 
@@ -27,8 +28,10 @@ class RankFailure(DdpError):
 def print_failure(error: BaseException, rank: int, step: int) -> str:
     """Show a rank's own error before the others hear of it, so that it stands first. Returns its traceback."""
     text = "".join(traceback.format_exception(error))
-    print(f"ddp-bp: rank {rank} failed at step {step}: {type(error).__name__}: {error}", file=sys.stderr)
-    if not isinstance(error, DdpError):
+    is_ours = isinstance(error, DdpError)
+    where = own_line(error) if is_ours else ""
+    print(f"ddp-bp: rank {rank} failed at step {step}: {type(error).__name__}: {error}{where}", file=sys.stderr)
+    if not is_ours:
         print(text, end="", file=sys.stderr)
     sys.stderr.flush()
     return text

@@ -21,8 +21,8 @@ from ddp_bp.engine.random import random_stream
 from ddp_bp.engine.shard_group import shard_group
 from ddp_bp.errors import DdpError, RecipeError
 from ddp_bp.recipes.schema import Recipe
-from ddp_bp.worker.factory import traceback_line
 from ddp_bp.worker.objective import Objective
+from ddp_bp.worker.source_lines import innermost_line, own_line
 
 T = TypeVar("T")
 
@@ -102,9 +102,8 @@ def _trial(recipe: Recipe, objective: Objective, function: Callable[[], T], call
         with random_stream(recipe.train.seed, 0, _STREAM), np.errstate(all="ignore"):
             return function()
     except (Exception, SystemExit) as error:
-        # Our own errors say what to do; of others it helps to know where they come from.
         is_ours = isinstance(error, DdpError)
-        said = str(error) if is_ours else f"{type(error).__name__}: {error}{traceback_line(error)}"
+        said = f"{error}{own_line(error)}" if is_ours else f"{type(error).__name__}: {error}{innermost_line(error)}"
         raise RecipeError(called, [f"{problem}: {said}"]) from error
     finally:
         buffers.begin()

@@ -463,6 +463,11 @@ def test_an_error_of_the_users_own_code_is_shown_with_its_place(folder: Path) ->
     [problem] = problems(folder, factory("raising"))
     line = next(number for number, text in enumerate((folder / "own_models.py").open(), 1) if "no such layer" in text)
     assert problem == f"raised LookupError: no such layer ({folder / 'own_models.py'}, line {line})"
+    line = next(number for number, text in enumerate((folder / "own_models.py").open(), 1) if "(-1, 7)" in text)
+    [problem] = problems(folder, factory("misshapen"))
+    assert problem.endswith(f" ({folder / 'own_models.py'}, line {line})"), "an error of ours that a line of theirs met"
+    [problem] = problems(folder, factory("too_wide"))
+    assert f"({folder / 'own_models.py'}, line " in problem
     (folder / "broken_models.py").write_text("import math\n\nmath.sqrt(-1)\n")
     [problem] = problems(folder, "model.factory=broken_models:build")
     assert "importing 'broken_models' raised ValueError: " in problem

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from worker_cases import outcome
 
-from ddp_bp.errors import DataError, RemoteError
+import ddp_bp as ddp
+from ddp_bp.errors import DataError, DdpError, RemoteError
 from ddp_bp.parallel.threads import run_ranks
-from ddp_bp.worker.failures import RankFailure, together
+from ddp_bp.worker.failures import RankFailure, print_failure, together
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -38,3 +39,11 @@ def test_an_error_that_is_none_of_ours_ends_with_exit_code_1() -> None:
         return outcome(lambda: together(communicator, lambda: 1 // communicator.rank))
 
     assert [getattr(error, "exit_code", 0) for error in run_ranks(2, run)] == [1, 1]
+
+
+def test_an_error_of_ours_that_a_model_met_is_shown_with_the_models_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DdpError) as raised:
+        ddp.tensor([1.0, 2.0]).reshape(3)
+    print_failure(raised.value, rank=1, step=4)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("ddp-bp: rank 1 failed at step 4: ShapeError: ") and f" ({__file__}, line " in line

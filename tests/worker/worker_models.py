@@ -117,6 +117,18 @@ def flat(input_shape, num_outputs) -> nn.Module:
     return Flat(input_shape, num_outputs, 2)
 
 
+def misshapen(input_shape, num_outputs) -> nn.Module:
+    class Misshapen(Network):
+        def forward(self, x):
+            return self.layers(x).reshape(-1, 7)
+
+    return Misshapen(input_shape, num_outputs, 2)
+
+
+def too_wide(input_shape, num_outputs) -> nn.Module:
+    return nn.Linear(-1, num_outputs)
+
+
 def other_input(input_shape, num_outputs) -> nn.Module:
     return build((input_shape[0] + 1,), num_outputs)
 
