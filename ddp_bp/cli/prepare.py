@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +85,22 @@ def prepare(
     checkpoint = None if checked and resume == "never" else run.select_checkpoint(resume, warn)
     if checkpoint is not None:
         check_checkpoint(checkpoint, job, warn)
-        if not checked and resume != "auto":
-            run.check_newest(checkpoint)
+        if not checked:
+            if resume != "auto":
+                run.check_newest(checkpoint)
+            _tell_of_schedule(job)
     return Prepared(recipe, base, job, run, checkpoint)
+
+
+def _tell_of_schedule(job: Job) -> None:
+    """Warn of a resume that trains on after a schedule has ended next to 0, as one does that raises `train.epochs`."""
+    step, rate = job.schedule.end_before(job.total_steps) or (0, math.inf)
+    if rate < job.recipe.optimizer.lr / 1000:
+        warn(
+            f"schedule '{job.recipe.schedule.name}' ends at step {step}, as it did at the first start, and training at "
+            f"step {job.total_steps}: the learning rate stays {rate:.3g} in between, at which next to nothing is "
+            f"learned; a run with a longer schedule begins in another --run-dir"
+        )
 
 
 def check_ports(recipe: Recipe) -> None:

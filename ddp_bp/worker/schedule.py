@@ -61,6 +61,16 @@ class Schedule:
         if self._curve is not None:
             self._curve.apply(step if self._length is None else min(step, self._length))
 
+    def end_before(self, total_steps: int) -> tuple[int, float] | None:
+        """(step, rate) where the curve ends within so many steps, and the rate that stays from there on, else None.
+
+        The rates are to be set anew afterwards, as every step does.
+        """
+        if self._curve is None or self._length is None or self._length >= total_steps:
+            return None
+        self.apply(self._length)
+        return self._length, self._optimizer.lr
+
     def evaluated(self, loss: float) -> None:
         """Take note of the evaluation loss at the end of an epoch."""
         if self._plateau is not None:

@@ -118,3 +118,14 @@ def test_a_finished_run_writes_another_sample_if_it_is_asked_to(recipe: Path, tm
     assert {key: again[key] for key in SAME if key != "sample"} == {key: first[key] for key in SAME if key != "sample"}
     unchanged = train(recipe, tmp_path / "run", 1, "train.epochs=1", "sample.characters=7")
     assert unchanged == again
+
+
+def test_more_epochs_than_the_schedule_has_are_warned_of(run_ddp_bp, tmp_path: Path) -> None:
+    options = ("train", "digits", "--run-dir", tmp_path / "run", "--set", "schedule.name=cosine")
+    first = run_ddp_bp(*options, "--set", "train.epochs=1")
+    assert first.returncode == 0 and "warning" not in first.stderr, first.stderr
+    second = run_ddp_bp(*options, "--set", "train.epochs=2")
+    assert second.returncode == 0
+    assert second.stderr.count("warning") == 1
+    assert "schedule 'cosine' ends at step 23, as it did at the first start, and training at step 46" in second.stderr
+    assert "the learning rate stays 0 in between, at which next to nothing is learned" in second.stderr

@@ -157,3 +157,12 @@ def test_all_groups_follow() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.25, 0.25])
     layer(ddp.tensor(np.ones((1, 2), np.float32))).sum().backward()
     optimizer.step()
+
+
+def test_a_curve_that_ends_before_training_does_says_where_and_at_which_rate() -> None:
+    cosine, _ = made(ScheduleSection(name="cosine", epochs=2, eta_min=0.1))
+    assert cosine.end_before(8) is None
+    step, rate = cosine.end_before(9) or (0, 0.0)
+    assert (step, rate) == (8, pytest.approx(0.1))
+    for endless in (ScheduleSection(), ScheduleSection(name="plateau"), ScheduleSection(name="step", step_epochs=1)):
+        assert made(endless)[0].end_before(1000) is None
