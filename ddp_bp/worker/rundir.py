@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -73,8 +74,9 @@ class RunDirectory:
         return resolved
 
     def _holds_anything(self) -> bool:
-        """But for the first file of a start, which may have been killed in that moment."""
-        return any(entry.name != LAUNCHER_FILE for entry in self.path.iterdir())
+        """But for the first files of a start, which may have been killed in that moment."""
+        begun = {LAUNCHER_FILE, _temporary(self.path / RECIPE_FILE).name}
+        return any(entry.name not in begun for entry in self.path.iterdir())
 
     def select_checkpoint(self, resume: str, warn: Callable[[str], None]) -> Checkpoint | None:
         """The verified checkpoint to resume from, or None to start at the beginning.
@@ -134,13 +136,14 @@ class RunDirectory:
     def create(self, recipe: Recipe, environment: dict[str, Any]) -> None:
         """Make the folder and write the resolved recipe and the environment of this start.
 
-        Raises InputError if the disk refuses.
+        Raises InputError if the disk refuses; those of an earlier start are then as they were.
         """
         with self._usable():
             self.path.mkdir(parents=True, exist_ok=True)
+            # First, since it makes the folder a run directory; until then the next start may take it for an empty one.
+            _replace(self.path / RECIPE_FILE, encode(recipe))
             (self.path / CHECKPOINT_FOLDER).mkdir(exist_ok=True)
-            (self.path / RECIPE_FILE).write_bytes(encode(recipe))
-            (self.path / ENVIRONMENT_FILE).write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+            _replace(self.path / ENVIRONMENT_FILE, (json.dumps(environment, indent=2) + "\n").encode())
 
     @contextlib.contextmanager
     def _usable(self) -> Iterator[None]:
@@ -151,6 +154,26 @@ class RunDirectory:
                 f"run directory {self.path} cannot be used: {error.filename or self.path}: {error.strerror}; "
                 "give another --run-dir"
             ) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Give a file this content at once: it never has a part of it, not even if the disk is full. Raises OSError."""
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".tmp-{path.name}")
 
 
 def check_checkpoint(checkpoint: Checkpoint, job: Job, warn: Callable[[str], None]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +127,40 @@ def test_what_create_writes_reads_back(run: RunDirectory) -> None:
     assert environment["numpy"] == np.__version__
     assert environment["mpirun"] == ["mpirun", "-n", "2"]
     run.create(recipe(), environment)  # a second start
+
+
+@contextlib.contextmanager
+def no_room() -> Iterator[None]:
+    """Writing more than 1,000 bytes to a file is refused, as by a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(InputError, match=r"recipe\.json: File too large; give another --run-dir"):
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_first_start_without_room_or_killed_in_its_first_moment_leaves_a_folder_for_the_next(
+    run: RunDirectory,
+) -> None:
+    with no_room():
+        run.create(recipe(), {})
+    (run.path / "launcher.lock").touch()
+    (run.path / ".tmp-recipe.json").touch()
+    run.create(run.resolve(recipe(), 1), {})
+    assert run.is_started
+
+
+def test_a_start_that_the_disk_has_no_room_for_leaves_recipe_and_environment_of_the_one_before(
+    run: RunDirectory,
+) -> None:
+    run.create(recipe(), {"start": 1})
+    before = {path.name: path.read_bytes() for path in run.path.glob("*.json")}
+    with no_room():
+        run.create(recipe("title=longer"), {"start": 2})
+    assert {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before
+    assert run.resolve(recipe(), 1) == recipe()
 
 
 # ---- select
