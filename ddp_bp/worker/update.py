@@ -172,8 +172,9 @@ class Update:
 
     @contextmanager
     def evaluated_weights(self) -> Iterator[None]:
-        """Within the block the model has the weights to be evaluated: their average, if one is kept. Collective."""
-        if self._average is None:
+        """Within the block the model has the weights to be evaluated: their average, if it has any. Collective."""
+        # Before the first update, as when all steps were skipped, it is of nothing.
+        if self._average is None or not self._average.num_updates:
             yield
             return
         average = self._average.state["ema"]

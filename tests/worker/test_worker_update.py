@@ -130,6 +130,21 @@ def test_the_average_is_evaluated_on_every_rank_and_training_goes_on_with_the_we
         assert averaged.tobytes() == results[0][0].tobytes()
 
 
+def test_before_the_average_has_had_a_step_the_weights_are_evaluated() -> None:
+    def run(communicator: Any) -> None:
+        rank = build_rank(communicator, dataclasses.replace(WIDE, ema_decay=0.9))
+        for skips in (False, True):
+            if skips:
+                rank.update.skip_step(0)
+            before = rank.parameters.data.copy()
+            with rank.update.evaluated_weights():
+                shown = np.concatenate([parameter.numpy().ravel() for parameter in rank.parameters.parameters])
+            np.testing.assert_array_equal(shown, before[: shown.size])
+            assert shown.any()
+
+    run_ranks(3, run)
+
+
 # ---- buffers
 
 
