@@ -248,9 +248,9 @@ class _Watch:
         # A stop that somebody asked for meanwhile prevails.
         wish = self.change.wish
         goes_on = wish is not None and wish.cause != "too_few" and (self.outcome or 0) == 0
-        # A coordinator that was killed in the very end has acknowledged the summary, or a rank would not say 0.
+        # One that was killed in the very end has acknowledged the summary, or no rank would say that all went well.
         was_killed = coordinator_code < 0 or self.coordinator.num_takeovers > 0
-        if coordinator_code == 0 or (was_killed and self.outcome == 0):
+        if coordinator_code == 0 or (was_killed and self.outcome in (0, *STOP_EXIT_CODES.values())):
             if code != 0 and not self.left_at_once:
                 self.view.say(f"mpirun ended with exit code {code}, after every rank had finished")
             return Attempt(Ending.WELL, exit_code=self.outcome, goes_on=goes_on)

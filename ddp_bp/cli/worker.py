@@ -292,7 +292,8 @@ class _Root:
         if self._coordinator is None:
             return code
         self._linger(code)
-        if self._coordinator.wait(COORDINATOR_END_SECONDS) != 0:
+        # One that was killed by now has acknowledged the summary.
+        if self._coordinator.wait(COORDINATOR_END_SECONDS) > 0 and self._coordinator.num_takeovers == 0:
             warn("the coordinator could not write everything; see above")
             code = code or 1
         if code in STOP_EXIT_CODES.values():

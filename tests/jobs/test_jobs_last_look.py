@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import urllib.request
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from support import ddp_bp, mpirun, processes_of, summary_of, wait_for_step, wait_until
+
+from ddp_bp.coordinator.address import read_address
+from ddp_bp.worker.signals import STOP_EXIT_CODES
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(120)]
 
@@ -103,6 +107,24 @@ def test_who_ends_a_job_by_force_in_a_while_is_not_kept_waiting(
     assert process.returncode == 143, stderr
 
 
+@pytest.mark.parametrize("by", [None, "SIGINT", "SIGTERM", "SIGUSR1"])
+def test_what_the_ranks_said_counts_when_the_coordinator_is_killed_meanwhile(
+    start_command, slow_recipe: Path, tmp_path: Path, by: str | None
+) -> None:
+    run_dir = tmp_path / "run"
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir))
+    wait_for_step(run_dir, 3)
+    read_metrics(run_dir)
+    if by is not None:
+        process.send_signal(signal.Signals[by])
+    said_until(process, WAITS)
+    os.kill(read_address(run_dir).pid, signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=NOTICED_SECONDS)
+    assert process.returncode == (0 if by is None else STOP_EXIT_CODES[by]), stderr
+    assert ("stopped after step" in stdout) == (by is not None)
+    assert "did not finish" not in stderr and "restart" not in stderr
+
+
 def test_a_launcher_that_is_killed_meanwhile_leaves_nothing(start_command, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     process = start_command(ddp_bp("train", "digits", "-n", 1, "--run-dir", run_dir))
@@ -113,18 +135,20 @@ def test_a_launcher_that_is_killed_meanwhile_leaves_nothing(start_command, tmp_p
     wait_until(lambda: processes_of(run_dir) == [], "the end of the coordinator", NOTICED_SECONDS)
 
 
-@pytest.mark.parametrize("is_read", [True, False], ids=["read", "interrupted"])
-def test_rank_0_waits_for_a_coordinator_that_it_has_started(is_read: bool, start_command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("then", ["read", "interrupted", "killed"])
+def test_rank_0_waits_for_a_coordinator_that_it_has_started(then: str, start_command, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    launcher = mpirun(2) if is_read else []
+    launcher = mpirun(2) if then == "read" else []
     process = start_command([*launcher, *ddp_bp("worker", "digits", "--run-dir", run_dir)])
     wait_for_step(run_dir, 3)
     read_metrics(run_dir)
     said_until(process, WAITS)
-    if is_read:
+    if then == "read":
         assert 'ddp_bp_state{state="finished"} 1.0' in read_metrics(run_dir)
-    else:
+    elif then == "interrupted":
         process.send_signal(signal.SIGINT)
+    else:
+        os.kill(read_address(run_dir).pid, signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=NOTICED_SECONDS)
     assert process.returncode == 0, stderr
-    assert "weights" in stdout and "Traceback" not in stderr
+    assert "weights" in stdout and "Traceback" not in stderr and "could not write" not in stderr
