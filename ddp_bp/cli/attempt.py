@@ -36,6 +36,8 @@ from ddp_bp.worker.signals import ANNOUNCEMENTS
 
 POLL_SECONDS = 0.2
 COORDINATOR_END_SECONDS = 60.0
+LEAVE_SECONDS = 3.0
+"""How long the coordinator may take to end where nobody wants to wait any more; one that is stopped never does."""
 MPIRUN_END_SECONDS = 10.0
 """How long mpirun may take to end after the last rank has said goodbye."""
 SILENT_HOST_END_SECONDS = 1.0
@@ -138,7 +140,6 @@ class _Watch:
     resizing: Resizing
     view: TrainingView
     seen: Seen = field(default_factory=Seen)
-    was_stopped: bool = False
     was_told_to_change: bool = False
     outcome: int | None = None
     left_at_once: bool = False
@@ -171,9 +172,9 @@ class _Watch:
         if broken is None and not self.left_at_once:
             self._linger(status)
         self.coordinator.release()
+        end_seconds = LEAVE_SECONDS if self.left_at_once else COORDINATOR_END_SECONDS
         return replace(
-            self._attempt(self.coordinator.wait(COORDINATOR_END_SECONDS), broken),
-            was_stopped=self.was_stopped,
+            self._attempt(self.coordinator.wait(end_seconds), broken),
             resize_to=self.seen.wanted,
             has_trained=self.seen.has_trained,
             num_recoveries=self.seen.num_recoveries,
@@ -207,7 +208,7 @@ class _Watch:
             self.hold.note_stop(self.asked)
             if self.asked and told != self.coordinator.num_takeovers:
                 # A coordinator that takes another one's place does not know.
-                told, self.was_stopped = self.coordinator.num_takeovers, True
+                told = self.coordinator.num_takeovers
                 self.view.say(_stop_line(self.asked[0]))
                 self._tell_to_stop(self.asked[0])  # type: ignore[arg-type]
             announced = next((name for name in self.asked if name in ANNOUNCEMENTS), None)
@@ -284,14 +285,19 @@ class _Watch:
         return told
 
     def _tell_to_stop(self, cause: StopCause) -> None:
-        if self.coordinator.check() is not None:
-            # The job has ended.
-            return
-        try:
-            with ToolClient(self.address.address, self.address.run_id) as client:
-                client.stop(cause)
-        except DdpError as error:
-            self.view.complain(f"ddp-bp: the workers could not be told: {error}")
+        """Have the ranks told. Not waited for: a coordinator that has just ended, or was killed, does not answer."""
+        num_takeovers = self.coordinator.num_takeovers
+
+        def tell() -> None:
+            try:
+                with ToolClient(self.address.address, self.address.run_id) as client:
+                    client.stop(cause)
+            except DdpError as error:
+                # Otherwise the job has ended, or the next coordinator is told.
+                if self.coordinator.check() is None and num_takeovers == self.coordinator.num_takeovers:
+                    self.view.complain(f"ddp-bp: the workers could not be told: {error}")
+
+        threading.Thread(target=tell, name="tell ranks to stop", daemon=True).start()
 
     def _forward(self, name: str) -> threading.Thread:
         """Pass on what the workers print, line by line, but for what is meant for us."""

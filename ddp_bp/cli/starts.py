@@ -118,10 +118,11 @@ class Starts:
 
     def _stopped(self, attempt: Attempt) -> Attempt:
         """How the job has ended if somebody wants that after an attempt, or has wanted it before."""
-        if attempt.ending is not Ending.DEATH or attempt.was_stopped:
+        if attempt.ending is not Ending.DEATH:
             return attempt
-        newest = f"from step {self._take_newest()}" if self._checkpoint else "from its beginning"
-        self._view.say(f"stopped between two starts; the job goes on {newest}")
+        step = self._take_newest()
+        newest = f"from step {step}" if self._checkpoint else "from its beginning"
+        self._view.say(f"stopped after a death ({attempt.why}); the job goes on {newest}")
         return Attempt(Ending.ASKED, exit_code=stop_exit_code(self._asked))
 
     def _take_newest(self) -> int:

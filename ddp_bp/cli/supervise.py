@@ -31,14 +31,12 @@ class Ending(Enum):
 @dataclass(frozen=True)
 class Attempt:
     """One start of all ranks. `why`: for a death, who died of what. `exit_code`: what the ranks said, if anything.
-    `was_stopped`: whether its ranks were told to stop because somebody wanted the job to end. `goes_on`: whether they
-    were only to be started anew; `resize_to`: with how many ranks, if another number was asked for. `has_trained`:
-    whether a step was seen. `num_recoveries`: how often ranks went on without dead ones."""
+    `goes_on`: whether its ranks were only to be started anew; `resize_to`: with how many ranks, if another number was
+    asked for. `has_trained`: whether a step was seen. `num_recoveries`: how often ranks went on without dead ones."""
 
     ending: Ending
     why: str = ""
     exit_code: int | None = None
-    was_stopped: bool = False
     goes_on: bool = False
     resize_to: int | None = None
     has_trained: bool = False

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +42,7 @@ class Script:
     histories: list[History] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     recoveries: int = 0
+    checkpoints: list[Any] = field(default_factory=list)
 
     def run_attempt(self, start: JobStart, _: object, history: History, *__: object) -> tuple[Attempt, None]:
         self.sizes.append(start.num_workers)
@@ -51,7 +55,10 @@ class Script:
     # In place of Prepared, its store, HostCheck and TrainingView:
 
     def entries(self) -> list[Any]:
-        return []
+        return self.checkpoints
+
+    def load(self, path: Path) -> Any:
+        return next(one for one in self.checkpoints if one.path == path)
 
     def is_finished(self) -> bool:
         return len(self.sizes) == len(self.endings)
@@ -194,8 +201,27 @@ def test_a_stop_between_two_starts_takes_effect_before_the_next(
     assert starts.run() == Attempt(Ending.ASKED, exit_code=code) and script.sizes == [2]
     script, starts, asked = begin(ending(to_be(3)), TRAINED)
     assert starts.run() == to_be(3) and asked == [asked_by], "the checkpoint of that start is what it goes on from"
-    script, starts, asked = begin(ending(replace(DEAD, was_stopped=True)), TRAINED)
-    assert starts.run().ending is Ending.DEATH, "its last steps are lost"
+
+
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_a_stop_after_a_death_says_what_the_job_goes_on_from(
+    begin: Begin, tmp_path: Path, has_checkpoint: bool
+) -> None:
+    """Also where nothing but that death has kept the ranks from a checkpoint of their last steps."""
+
+    def end() -> Attempt:
+        if has_checkpoint:
+            (path := tmp_path / "step-00000014").mkdir()
+            # The file system's own clock may be some milliseconds behind.
+            os.utime(path, (time.time(), time.time()))
+            script.checkpoints = [SimpleNamespace(path=path, manifest=SimpleNamespace(step=14))]
+        asked.append("SIGUSR1")
+        return DEAD
+
+    script, starts, asked = begin(end, TRAINED)
+    assert starts.run() == Attempt(Ending.ASKED, exit_code=75) and script.sizes == [2]
+    where = "step 14" if has_checkpoint else "its beginning"
+    assert script.said == [f"stopped after a death ({DEAD.why}); the job goes on from {where}"]
 
 
 def test_a_stop_while_a_restart_waits_ends_the_wait(

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from support import ddp_bp, mpi_name, processes_of, summary_of, wait_for_step, wait_until
 
+from ddp_bp.coordinator.address import read_address
+
 pytestmark = pytest.mark.mpi
 
 
@@ -167,6 +169,23 @@ def test_a_job_that_has_no_checkpoint_within_its_grace_leaves_without(
     assert "SIGUSR1: no checkpoint within fault.grace_seconds = 0.5; leaving at once" in stderr
     assert "restart" not in stderr
     wait_until(lambda: not processes_of(run_dir), "every process to end", 5)
+
+
+def test_a_coordinator_that_does_not_answer_keeps_nobody_beyond_the_grace(
+    start_command, slow_recipe: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--set", "fault.grace_seconds=1", "--set", "train.epochs=1000"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
+    wait_for_step(run_dir, 3)
+    os.kill(read_address(run_dir).pid, signal.SIGSTOP)
+    process.send_signal(signal.SIGUSR1)
+    began = time.monotonic()
+    _, stderr = process.communicate(timeout=90)
+    assert process.returncode == 75, stderr
+    assert time.monotonic() - began < 1 + 10
+    assert "SIGUSR1: no checkpoint within fault.grace_seconds = 1; leaving at once" in stderr
+    assert processes_of(run_dir) == []
 
 
 def test_a_second_signal_ends_at_once(start_command, slow_recipe: Path, tmp_path: Path) -> None:
