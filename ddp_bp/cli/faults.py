@@ -13,14 +13,14 @@ RECENT_SECONDS = 120.0
 
 
 def last_fault(run_dir: Path, since_unix_seconds: float) -> str | None:
-    """Who was evicted last, and why, or why the job has not begun, in words; None if there was nothing since then, or
+    """Who was evicted last, and why, or why the job was given up, in words; None if there was nothing since then, or
     not recently."""
     since = max(since_unix_seconds, time.time() - RECENT_SECONDS)
     try:
         record = json.loads((run_dir / FAULTS_FILE).read_text().splitlines()[-1])
         if record["unix_seconds"] < since:
             return None
-        if record["event"] == "not begun":
+        if "why" in record:
             return str(record["why"])
         ranks = ", ".join(str(row["rank"]) for row in record["ranks"])
         return f"rank {ranks} was evicted: {record['reason']} for {record['seconds']:.0f} s"

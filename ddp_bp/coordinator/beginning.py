@@ -6,8 +6,6 @@ Knows not what becomes of a job that does not begin.
 
 from __future__ import annotations
 
-from typing import Any
-
 from ddp_bp.coordinator.config import CoordinatorConfig
 from ddp_bp.coordinator.roster import Member, Roster
 
@@ -57,11 +55,6 @@ class Beginning:
     def missing(self) -> list[int]:
         """The ranks that have not come yet."""
         return [rank for rank in self._roster.expected if self._roster.member(rank) is None]
-
-
-def not_begun(why: str, unix_seconds: float) -> dict[str, Any]:
-    """What is written down of a job that was given up."""
-    return {"unix_seconds": unix_seconds, "event": "not begun", "why": why}
 
 
 def _trains(member: Member) -> bool:

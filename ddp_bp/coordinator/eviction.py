@@ -3,12 +3,13 @@
 Eviction asks all ranks for their stacks, keeps them in the run directory, and kills the process where that can be done
 from here, else has another rank of its machine do so, and tells it to end. Its death is then MPI's to report, as any
 other. If the job has not gone on without it after a while, all ranks are told to end, so that whoever supervises the
-job starts it again on what answers.
+job starts it again on what answers; at once if what they wait for is a spare that nobody could kill.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -42,7 +43,9 @@ class EvictionDesk:
     def __init__(self, config: CoordinatorConfig, roster: Roster) -> None:
         self._config, self._roster = config, roster
         self._named: dict[int, Reason] = {}
-        self._incident: _Incident | None = None
+        self._incidents: list[_Incident] = []
+        # Spares that nobody could kill, and the membership that they had no part in the end of.
+        self._unreached: dict[int, int] = {}
         self.num_evictions: Counter[Reason] = Counter()
 
     def watch(self, suspected: list[Suspicion], now: float) -> tuple[list[Instruction], bool]:
@@ -58,58 +61,62 @@ class EvictionDesk:
             member = self._roster.member(rank)
             if member is not None and now - member.heard_at < self._config.suspect_seconds:
                 logs.append(Log("warning", f"rank {rank} is heard of again, and goes on"))
-        if self._incident is not None or not (overdue := [one for one in suspected if self._is_overdue(one)]):
+        # Each at its own deadline: MPI may wait for one that is stopped before it lets go of one that has died.
+        known = {rank for incident in self._incidents for rank in incident.ranks}
+        if not (overdue := [one for one in suspected if self._is_overdue(one) and one.rank not in known]):
             return logs, False
         first = overdue[0]
-        self._incident = _Incident(first.reason, first.seconds, {one.rank: one.member for one in overdue})
+        self._incidents.append(_Incident(first.reason, first.seconds, {one.rank: one.member for one in overdue}))
         return logs, True
 
     def evict(
         self, stacks: list[dict[str, Any]], suspected: list[Suspicion], now: float, unix: float
     ) -> list[Instruction]:
         """Ends the processes of those whose deadline was over, unless they are well by now."""
-        incident = self._incident
-        if incident is None or incident.acted_at is not None:
-            return []
         still = {one.rank for one in suspected if self._is_overdue(one)}
-        incident.ranks = {rank: member for rank, member in incident.ranks.items() if rank in still}
-        if not incident.ranks:
-            self._incident = None
-            return []
-        incident.acted_at = now
-        incident.record = {
-            "unix_seconds": unix,
-            "event": "evicted",
-            "reason": incident.reason,
-            "seconds": round(incident.seconds, 3),
-            "membership_epoch": self._roster.epoch,
-            "ranks": [whereabouts(rank, member, now) for rank, member in incident.ranks.items()],
-            "stacks": stacks,
-        }
-        self.num_evictions[incident.reason] += len(incident.ranks)
         instructions: list[Instruction] = []
-        for rank, member in incident.ranks.items():
-            why = f"rank {rank} was evicted: {incident.reason} for {incident.seconds:.0f} s"
-            instructions += [
-                Log("error", f"{why}; its stacks and those of the others are in faults.jsonl"),
-                Kill(rank, member.hello.pid, member.hello.process),
-                Send(member.identity, End(why)),
-            ]
+        for incident in [incident for incident in self._incidents if incident.acted_at is None]:
+            incident.ranks = {rank: member for rank, member in incident.ranks.items() if rank in still}
+            if not incident.ranks:
+                self._incidents.remove(incident)
+                continue
+            incident.acted_at = now
+            incident.record = {
+                "unix_seconds": unix,
+                "event": "evicted",
+                "reason": incident.reason,
+                "seconds": round(incident.seconds, 3),
+                "membership_epoch": self._roster.epoch,
+                "ranks": [whereabouts(rank, member, now) for rank, member in incident.ranks.items()],
+                "stacks": stacks,
+            }
+            self.num_evictions[incident.reason] += len(incident.ranks)
+            for rank, member in incident.ranks.items():
+                why = f"rank {rank} was evicted: {incident.reason} for {incident.seconds:.0f} s"
+                instructions += [
+                    Log("error", f"{why}; its stacks and those of the others are in faults.jsonl"),
+                    Kill(rank, member.hello.pid, member.hello.process),
+                    Send(member.identity, End(why)),
+                ]
         return instructions
 
     def killed(self, event: Killed, now: float) -> list[Instruction]:
         """What came of a process; when that is known of all, it is written down."""
-        incident = self._incident
-        if incident is None or event.rank not in incident.ranks or event.rank in incident.done:
+        rank = event.rank
+        incident = next((one for one in self._incidents if rank in one.ranks and rank not in one.done), None)
+        if incident is None:
             return []
         instructions: list[Instruction] = []
-        incident.done[event.rank] = event.outcome
+        incident.done[rank] = event.outcome
         if event.outcome in ("elsewhere", "not allowed"):
-            incident.done[event.rank] = "told to end"
-            hello = incident.ranks[event.rank].hello
+            hello = incident.ranks[rank].hello
             if (neighbour := self._neighbour(incident, hello.process, now)) is not None:
-                incident.done[event.rank] = f"to be killed by rank {neighbour.hello.rank}"
+                incident.done[rank] = f"to be killed by rank {neighbour.hello.rank}"
                 instructions.append(Send(neighbour.identity, KillProcess(hello.pid, hello.process)))
+            else:
+                incident.done[rank] = "told to end"
+                if rank in self._roster.spares:
+                    self._unreached[rank] = self._roster.epoch
         if len(incident.done) == len(incident.ranks):
             done = {str(rank): outcome for rank, outcome in incident.done.items()}
             instructions.append(AppendFault({**incident.record, "done": done}))
@@ -129,20 +136,36 @@ class EvictionDesk:
             None,
         )
 
-    def tick(self, now: float) -> tuple[list[Instruction], str | None]:
-        """Whether the job has gone on; if not in time, the second is why all its ranks are told to end."""
-        incident = self._incident
-        if incident is None or incident.acted_at is None:
-            return [], None
-        if all(self._roster.member(rank) is not member for rank, member in incident.ranks.items()):
-            self._incident = None
-            return [], None
-        if now - incident.acted_at < GO_ON_SECONDS or self._makes_progress(incident, now):
-            return [], None
-        self._incident = None
-        ranks = ", ".join(map(str, incident.ranks))
-        why = f"the job has not gone on without rank {ranks}, which was evicted: {incident.reason}"
-        return [Send(identity, End(why)) for identity in self._roster.connected()], why
+    def problem(self, suspected: list[Suspicion], now: float) -> str | None:
+        """Why the job is given up, if it does not go on in time; None otherwise."""
+        why = self._unreached_spare(suspected)
+        for incident in [incident for incident in self._incidents if incident.acted_at is not None]:
+            if all(self._roster.member(rank) is not member for rank, member in incident.ranks.items()):
+                self._incidents.remove(incident)
+            elif now - (incident.acted_at or now) >= GO_ON_SECONDS and not self._makes_progress(incident, now):
+                self._incidents.remove(incident)
+                ranks = _listed(incident.ranks)
+                why = why or f"the job has not gone on without rank {ranks}, which was evicted: {incident.reason}"
+        return why
+
+    def _unreached_spare(self, suspected: list[Suspicion]) -> str | None:
+        """Why the ranks that are left cannot go on without a dead one, if that is for a spare: MPI waits for all that
+        live, whether they train or not."""
+        spares = [
+            rank
+            for rank, epoch in self._unreached.items()
+            if epoch == self._roster.epoch and self._roster.member(rank) is None
+        ]
+        dead = [one.rank for one in suspected if one.reason == "silent" and one.all_wait and not one.member.connected]
+        if not spares or not dead:
+            return None
+        positions = [member.position for rank, member in self._roster.working() if rank not in dead]
+        if any(position is None or position.seconds < self._config.suspect_seconds for position in positions):
+            return None
+        return (
+            f"the job cannot go on without rank {_listed(dead)}, which has died: MPI waits for rank {_listed(spares)}, "
+            "a spare that is silent, and nobody could kill it"
+        )
 
     def _makes_progress(self, incident: _Incident, now: float) -> bool:
         """Whether a rank that is left does something, such as to compute in the place of the one that is gone."""
@@ -155,6 +178,10 @@ class EvictionDesk:
             # Of ranks that are silent all together it is the coordinator that may be cut off, unless some have ended.
             return 0 < self._config.silence_seconds <= one.seconds and one.all_wait
         return 0 < self._config.hang_seconds <= one.seconds
+
+
+def _listed(ranks: Iterable[int]) -> str:
+    return ", ".join(map(str, ranks))
 
 
 def _moved_at(member: Member) -> float:

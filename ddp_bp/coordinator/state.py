@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from ddp_bp.coordinator import events as e
-from ddp_bp.coordinator.beginning import Beginning, not_begun
+from ddp_bp.coordinator.beginning import Beginning
 from ddp_bp.coordinator.checkpoints import CheckpointDesk, CheckpointRecord
 from ddp_bp.coordinator.config import CoordinatorConfig
 from ddp_bp.coordinator.durability import Durability
@@ -303,17 +303,16 @@ class Coordinator:
         return suspicions(self.roster, spares, now, self._here_since, self.config.suspect_seconds, step_seconds)
 
     def _watch_ranks(self, now: float) -> list[e.Instruction]:
-        instructions, is_overdue = self.evictions.watch(self.suspicions(now), now)
+        suspected = self.suspicions(now)
+        instructions, is_overdue = self.evictions.watch(suspected, now)
         if is_overdue:
             instructions += self._stacks.ask(None, now)
-        told, why = self.evictions.tick(now)
-        instructions += told
+        event, why = "not gone on", self.evictions.problem(suspected, now)
         if why is None and self.state not in ENDED:
-            why = self.beginning.problem(now, self._here_since)
-            if why is not None:
-                instructions += [e.Send(identity, m.End(why)) for identity in self.roster.connected()]
-                instructions.append(e.AppendFault(not_begun(why, self.unix_seconds(now))))
+            event, why = "not begun", self.beginning.problem(now, self._here_since)
         if why is not None:
+            instructions += [e.Send(identity, m.End(why)) for identity in self.roster.connected()]
+            instructions.append(e.AppendFault({"unix_seconds": self.unix_seconds(now), "event": event, "why": why}))
             instructions += [e.Log("error", why), *self._fail(m.Failure(0, self.progress.step, why, ""), now)]
         return instructions
 

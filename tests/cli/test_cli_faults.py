@@ -36,6 +36,12 @@ def test_only_a_recent_eviction_of_this_start_counts(
     assert why == ("rank 1, 2 was evicted: silent for 30 s" if found else None)
 
 
+def test_a_job_that_was_given_up_says_why_by_itself(tmp_path: Path) -> None:
+    record = {"unix_seconds": time.time(), "event": "not gone on", "why": "MPI waits for rank 2"}
+    (tmp_path / FAULTS_FILE).write_text(line(time.time()) + json.dumps(record) + "\n")
+    assert last_fault(tmp_path, 0.0) == "MPI waits for rank 2"
+
+
 @pytest.mark.parametrize("content", [None, "", '{"unix_seconds": 1', "{}"])
 def test_a_file_that_is_not_there_or_torn_says_nothing(tmp_path: Path, content: str | None) -> None:
     if content is not None:

@@ -134,6 +134,76 @@ def test_a_spare_out_of_reach_is_struck_from_the_spares_at_its_deadline(tmp_path
     assert [kill.rank for kill in kills(ranks.live(6.0))] == [1]
 
 
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_stopped_spare_is_killed_at_its_own_deadline_also_while_others_go_on_without_a_dead_rank(
+    tmp_path: Path, first: int
+) -> None:
+    """They wait in MPI for the spare, whoever was heard of last."""
+    ranks = Ranks(tmp_path, world_size=2, num_spares=1, silence_seconds=3.0)
+    ranks.do(r0="waiting")
+    ranks.live(1.0)
+    del ranks.doing[first]
+    ranks.live(0.5)
+    del ranks.doing[3 - first]
+    ranks.event(e.Disconnected(b"1"))
+    killed = {}
+    while len(killed) < 2 and ranks.now < 1020:
+        for kill in kills(ranks.live(0.5)):
+            killed[kill.rank] = ranks.now
+            ranks.event(e.Killed(kill.rank, "gone" if kill.rank == 1 else "killed"))
+    # The rest is the time that ranks have to say where their threads are.
+    assert killed.keys() == {1, 2} and killed[2] <= 1000 + 1.5 + 3.0 + 3.0
+    ranks.receive(b"0", m.Membership(1, 0, 1, [1, 2], []))
+    assert sent(ranks.live(30.0), m.End) == [] and ranks.coordinator.state is State.TRAINING
+
+
+@pytest.mark.parametrize("dies", ["before", "long after"])
+def test_a_spare_that_nobody_can_kill_ends_a_job_that_waits_for_it_and_no_other(tmp_path: Path, dies: str) -> None:
+    ranks = Ranks(tmp_path, world_size=2, num_spares=1, silence_seconds=10.0)
+    ranks.live(1.0)
+    del ranks.doing[2]
+
+    def die() -> None:
+        del ranks.doing[1]
+        ranks.event(e.Disconnected(b"1"))
+        ranks.do(r0="waiting")
+
+    ranks.live(5.0)
+    if dies == "before":
+        die()
+    assert kills(ranks.live(4.0)) == []
+    assert [kill.rank for kill in kills(ranks.live(3.0))] == [2]
+    ranks.event(e.Killed(2, "elsewhere"))
+    if dies == "long after":
+        ranks.do(r0="waiting", r1="waiting")
+        assert sent(ranks.live(30.0), m.End) == [], "nobody needs it"
+        die()
+    instructions = ranks.live(3.0)
+    ((identity, end),) = sent(instructions, m.End)
+    assert identity == b"0" and "MPI waits for rank 2, a spare that is silent" in end.reason
+    assert ranks.coordinator.state is State.FAILED
+    (fault,) = [one.record for one in instructions if isinstance(one, e.AppendFault)]
+    assert (fault["event"], fault["why"]) == ("not gone on", end.reason)
+
+
+def test_a_spare_that_has_come_back_or_takes_part_ends_no_job(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, world_size=2, num_spares=1, silence_seconds=3.0)
+    ranks.live(1.0)
+    del ranks.doing[2]
+    assert [kill.rank for kill in kills(ranks.live(6.0))] == [2]
+    ranks.event(e.Killed(2, "elsewhere"))
+    del ranks.doing[1]
+    ranks.event(e.Disconnected(b"1"))
+    ranks.do(r0="waiting")
+    ranks.live(1.0)
+    ranks.receive(b"2", hello(2, world_size=3, process="name-2"))
+    ranks.do(r2="waiting")
+    assert b"0" not in [identity for identity, _ in sent(ranks.live(2.5), m.End)]
+    for identity, number in ((b"0", 0), (b"2", 1)):
+        ranks.receive(identity, m.Membership(1, number, 2, [1], []))
+    assert sent(ranks.live(30.0), m.End) == []
+
+
 def test_a_spare_can_only_be_silent_and_then_nobody_need_wait_for_it(tmp_path: Path) -> None:
     ranks = Ranks(tmp_path, world_size=2, num_spares=1, silence_seconds=3.0)
     ranks.do(r0="waiting", r2="other")

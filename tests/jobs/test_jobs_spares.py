@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from job_histories import assert_is_the_same_run
 from support import ddp_bp, leftovers, mpirun, processes_of, run_to_end, status_of, wait_for_step, wait_until
@@ -73,6 +76,55 @@ def test_a_dead_spare_is_passed_over_and_the_others_find_the_coordinator_again(
     assert process.returncode == 0, stderr
     assert "; rank 3 has stepped in" in stderr
     assert assert_is_the_same_run(run_dir, undisturbed)["world_size"] == 2
+
+
+def test_a_stopped_spare_holds_up_the_others_until_its_own_deadline(
+    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--set", "fault.spares=1", "--set", "fault.silence_seconds=3", "--set", "checkpoint.every_steps=1"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 3, "--run-dir", run_dir, *options))
+    first = wait_for_step(run_dir, 10)
+    kill(first, 3, by=signal.SIGSTOP)
+    kill(first, 1)
+    began = time.monotonic()
+    wait_for(run_dir, lost_ranks=[1, 3], world_size=2, spare_ranks=[], ready=True)
+    # Nobody would wait for over 20 s for a job to go on without a rank that was evicted.
+    assert time.monotonic() - began < 3 + 10
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "rank 1, 3 has died; 2 of 4 ranks go on from step " in stderr and "restart" not in stderr
+    assert assert_is_the_same_run(run_dir, undisturbed)["world_size"] == 2
+
+
+@pytest.mark.hosts
+def test_a_stopped_spare_that_nobody_can_kill_is_named_at_its_deadline_if_others_need_it(
+    start_command, slow_recipe: Path, tmp_path: Path
+) -> None:
+    """It has process numbers of its own, as in a container: there its number is another process's here."""
+    alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*alone, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("process namespaces cannot be made here")
+    run_dir = tmp_path / "run"
+    options = ["--set", "fault.spares=1", "--set", "fault.silence_seconds=3", "--set", "train.epochs=1000"]
+    worker = ddp_bp("worker", slow_recipe, "--run-dir", run_dir, *options)
+    command = [*mpirun(2), *worker, ":", "-n", "1", *alone, *worker]
+    # Between them Open MPI would copy memory by such numbers.
+    command[1:1] = ["--with-ft", "ulfm", "--mca", "smsc", "^cma"]
+    process = start_command(command)
+    first = wait_for_step(run_dir, 10)
+    assert [row["pid"] for row in first["ranks"]][2] == 1
+    [spare] = [one for one in processes_of(run_dir) if one.parent().name() == "unshare"]
+    spare.suspend()
+    kill(first, 1)
+    rank_0 = psutil.Process(first["ranks"][0]["pid"])
+    began = time.monotonic()
+    wait_until(lambda: not rank_0.is_running() or rank_0.status() == psutil.STATUS_ZOMBIE, "the end of rank 0", 30)
+    assert time.monotonic() - began < 3 + 10
+    assert spare.status() == psutil.STATUS_STOPPED
+    spare.kill()
+    _, stderr = process.communicate(timeout=60)
+    assert "rank 0 ends: the job cannot go on without rank 1, which has died: MPI waits for rank 2, a spare" in stderr
 
 
 def test_all_of_the_team_but_one_die_at_once_and_so_does_the_next_one(
