@@ -18,6 +18,9 @@ _START_TIME = 19
 def process_name(pid: int) -> str:
     """The name of the process that has this number now; empty if there is none, or it cannot be told."""
     try:
+        if str(Path("/proc/self").readlink()) != str(os.getpid()):
+            # That of another namespace, as in a container which has its host's: the number is another process's there.
+            return ""
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = Path("/proc/self/ns/pid").readlink()
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
