@@ -59,7 +59,9 @@ def recovers_in_place(recipe: Recipe) -> bool:
     return recipe.fault.recovery == "auto" and recipe.exchange.compression == "none"
 
 
-def recovery_line(launcher: Launcher, recipe: Recipe, *, has_checkpoints: bool, num_spares: int = 0) -> str:
+def recovery_line(
+    launcher: Launcher, recipe: Recipe, *, num_workers: int, has_checkpoints: bool, num_spares: int = 0
+) -> str:
     """What happens when a rank dies, in one line for people. `has_checkpoints`: whether any is due before the end.
     `num_spares`: how many ranks are really started besides."""
     fault = recipe.fault
@@ -67,7 +69,7 @@ def recovery_line(launcher: Launcher, recipe: Recipe, *, has_checkpoints: bool, 
     restart = f"restart {where}, at most {fault.max_restarts} in a row without progress"
     if fault.recovery == "none":
         return "recovery: none (fault.recovery); when a rank dies, the job ends"
-    if recovers_in_place(recipe) and launcher.reports_deaths:
+    if recovers_in_place(recipe) and launcher.reports_deaths and num_workers > 1:
         otherwise = f"if a whole node dies: {restart}" if fault.max_restarts else "if a whole node dies, the job ends"
         spares = f", with {num_spares} spare{'s' if num_spares > 1 else ''} to step in" if num_spares else ""
         where = f"in place ({launcher.library} with ULFM)"
@@ -77,6 +79,7 @@ def recovery_line(launcher: Launcher, recipe: Recipe, *, has_checkpoints: bool, 
     if fault.recovery == "restart":
         return f"recovery: {restart}"
     why = "exchange.compression" if not recovers_in_place(recipe) else f"{launcher.library} has no ULFM"
+    why = "one rank" if num_workers == 1 else why
     return f"recovery: {restart} ({why}, so not in place)"
 
 

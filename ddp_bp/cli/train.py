@@ -205,9 +205,19 @@ def _introduce(prepared: Prepared, start: JobStart, kernels: Kernels, view: Trai
         warn(kernels.warning)
     due = prepared.recipe.checkpoint
     has_checkpoints, num_spares = bool(due.every_steps or due.every_seconds), start.num_waiting
-    view.say(recovery_line(start.launcher, prepared.recipe, has_checkpoints=has_checkpoints, num_spares=num_spares))
+    line = recovery_line(
+        start.launcher,
+        prepared.recipe,
+        num_workers=start.num_workers,
+        has_checkpoints=has_checkpoints,
+        num_spares=num_spares,
+    )
+    view.say(line)
     if start.num_spares > num_spares:
-        warn("fault.spares: none is started, since none could step in for another here")
+        why = "none could step in for another here"
+        if start.num_workers == 1:
+            why = "a spare goes on with what another rank still has, and there is one rank alone; take -n 2 or more"
+        warn(f"fault.spares: none is started, since {why}")
     if prepared.checkpoint is not None:
         view.say(f"going on from step {prepared.checkpoint.manifest.step}: {prepared.checkpoint.path}")
 

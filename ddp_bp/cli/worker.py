@@ -193,10 +193,10 @@ def spares_of(invocation: Invocation, communicator: Communicator) -> int:
             "`mpirun --with-ft ulfm`"
         )
         return 0
-    if num_spares >= communicator.size:
+    if num_spares and num_spares > communicator.size - 2:
         raise InputError(
-            f"fault.spares: {num_spares} of the ranks that are started wait; expected more ranks than that, got "
-            f"{communicator.size}"
+            f"fault.spares: {num_spares} of the ranks that are started wait; expected at least two more, since a spare "
+            f"goes on with what another rank still has, got {communicator.size} ranks"
         )
     return num_spares
 

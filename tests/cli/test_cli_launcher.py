@@ -156,19 +156,26 @@ RESTART = "restart from the newest checkpoint, at most 3 in a row without progre
 def test_one_line_says_what_happens_when_a_rank_dies(
     launcher: Launcher, fault: FaultSection, has_checkpoints: bool, line: str
 ) -> None:
-    assert recovery_line(launcher, Recipe(fault=fault), has_checkpoints=has_checkpoints) == f"recovery: {line}"
+    assert (
+        recovery_line(launcher, Recipe(fault=fault), num_workers=2, has_checkpoints=has_checkpoints)
+        == f"recovery: {line}"
+    )
 
 
 def test_spares_are_named_where_they_are_started() -> None:
     recipe = Recipe(fault=FaultSection(spares=2))
-    assert ", with 2 spares to step in; " in recovery_line(OPEN_MPI, recipe, has_checkpoints=True, num_spares=2)
-    assert ", with 1 spare to step in; " in recovery_line(OPEN_MPI, recipe, has_checkpoints=True, num_spares=1)
-    assert "spare" not in recovery_line(OPEN_MPI, recipe, has_checkpoints=True)
+    assert ", with 2 spares to step in; " in recovery_line(
+        OPEN_MPI, recipe, num_workers=2, has_checkpoints=True, num_spares=2
+    )
+    assert ", with 1 spare to step in; " in recovery_line(
+        OPEN_MPI, recipe, num_workers=2, has_checkpoints=True, num_spares=1
+    )
+    assert "spare" not in recovery_line(OPEN_MPI, recipe, num_workers=2, has_checkpoints=True)
 
 
 def test_what_cannot_go_on_in_place_says_why() -> None:
     recipe = Recipe(exchange=ExchangeSection(compression="bf16"))
-    assert recovery_line(OPEN_MPI, recipe, has_checkpoints=True) == (
+    assert recovery_line(OPEN_MPI, recipe, num_workers=2, has_checkpoints=True) == (
         f"recovery: {RESTART} (exchange.compression, so not in place)"
     )
 
