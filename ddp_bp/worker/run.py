@@ -152,6 +152,8 @@ class _Run:
             self._composed = first_composition(crew, self._trained, job)
             if settings.resumes:
                 snapshot = self._composed.snapshot
+                restoring = Activity(lambda: 0, lambda: (place_outside_mpi(), snapshot.num_pieces_restored))
+                link.watch(restoring.position, thread_stacks)
                 self._progress, chain = restore(self._communicator, job, snapshot, settings.checkpoint)
         self._resumed_from_step: int | None = None
         if settings.resumes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from ddp_bp.wire.messages import ArrayLayout, CheckpointFile, TensorLayout
 from ddp_bp.worker.compression import Compression
 
 Array = npt.NDArray[Any]
+
+PIECE_BYTES: Final = 16 * 1024 * 1024
+"""What is put back at a time, so that a rank which waits for much of it on a slow link is seen to make progress."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Snapshot:
         self._staging = {flat.name: allocate_apart(_part(flat).size, flat.values.dtype) for flat in self._flats}
         for flat in self._flats:
             np.copyto(self._staging[flat.name], _part(flat))
+        self.num_pieces_restored = 0
 
     def layouts(self) -> list[ArrayLayout]:
         """The flat arrays and the tensors in them, the same on every rank."""
@@ -123,7 +127,10 @@ class Snapshot:
             if communicator.rank == 0:
                 for tensor, part in _parts(flat):
                     part[...] = (model if flat.file == "model" else optimizer)[tensor.name].reshape(-1)
-            communicator.broadcast(flat.values, root=0)
+            num_elements = max(1, PIECE_BYTES // flat.values.itemsize)
+            for start in range(0, flat.values.size, num_elements):
+                communicator.broadcast(flat.values[start : start + num_elements], root=0)
+                self.num_pieces_restored += 1
         self._optimizer.num_steps = num_updates
         if self._average is not None:
             self._average.num_updates = num_updates

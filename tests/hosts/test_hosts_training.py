@@ -101,3 +101,21 @@ def test_slow_links_are_measured_and_change_no_bit(hosts: Hosts, recipe: Path, t
     assert apart.returncode == 0, apart.stderr
     alone, summary = json.loads(result.stdout), summary_of(tmp_path / "run")
     assert {key: summary[key] for key in SAME} == {key: alone[key] for key in SAME}
+
+
+@pytest.mark.timeout(240)
+def test_ranks_that_wait_long_for_much_to_be_put_back_are_not_taken_for_hung(hosts: Hosts, tmp_path: Path) -> None:
+    """96 MB, which take 8 s on that link, are twice as long on their way as anybody may make no progress."""
+    run_dir = tmp_path / "run"
+    options = ["--set", "model.options.hidden=[2800,2800]", "--set", "train.shards=2", "--run-dir", run_dir]
+    first = run_to_end(ddp_bp("train", "digits", "-n", 1, *options, "--set", "train.max_steps=1"), 90)
+    assert first.returncode == 0, first.stderr
+    options += ["--set", "train.max_steps=2", "--set", "fault.hang_seconds=4"]
+    options += ["--set", f"coordinator.host={hosts.addresses[0]}"]
+    hosts.link("100mbit", DELAY)
+    try:
+        result = hosts.mpirun([1, 1], ["-m", "ddp_bp", "worker", "digits", *options])
+    finally:
+        hosts.link(RATE, DELAY)
+    assert result.returncode == 0, result.stderr
+    assert summary_of(run_dir)["resumed_from_step"] == 1 and not (run_dir / "faults.jsonl").exists()
