@@ -27,6 +27,7 @@ from ddp_bp.cli.processes import CoordinatorProcess, end_process_group, start_co
 from ddp_bp.cli.resize import Resizing
 from ddp_bp.cli.run_hold import BY_USER, RunHold
 from ddp_bp.cli.signals import STOP_EXIT_CODES, ends_at_once, stop_exit_code
+from ddp_bp.cli.start_deaths import StartDeaths
 from ddp_bp.cli.supervise import Attempt, Ending, History, Seen
 from ddp_bp.cli.view import TrainingView, shown_command
 from ddp_bp.coordinator.client import CoordinatorAddress, ToolClient
@@ -90,6 +91,8 @@ def run_attempt(
             )
             if start.placement.spans_hosts:
                 watch.folder, watch.silence_seconds = folder, start.silence_seconds
+            else:
+                watch.num_ranks_here = start.num_workers + start.num_waiting
             return watch.until_the_end(), address
         finally:
             coordinator.release()
@@ -148,6 +151,7 @@ class _Watch:
     folder: Path = Path()
     silence_seconds: float = 0.0
     has_silent_host: bool = False
+    num_ranks_here: int = 0
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=_NUM_LAST_LINES))
 
     def __post_init__(self) -> None:
@@ -204,6 +208,7 @@ class _Watch:
     def _watch(self) -> str | None:
         """Until mpirun ends or is to be ended. Returns what else broke the job, if anything did."""
         told, told_wish, gone_at = -1, -1, math.inf
+        deaths = StartDeaths(self.mpirun.pid, self.num_ranks_here)
         while self.mpirun.poll() is None:
             self.hold.note_stop(self.asked)
             if self.asked and told != self.coordinator.num_takeovers:
@@ -231,6 +236,8 @@ class _Watch:
                 if time.monotonic() - gone_at > MPIRUN_END_SECONDS:
                     return last_fault(self.run_dir, self.began)
             status = self._look()
+            if status is not None and not status["ranks"] and deaths.seen(time.monotonic()):
+                return "a rank has died before all had found each other"
             if silent := silent_host(status, self.silence_seconds):
                 self.has_silent_host = True
                 return silent

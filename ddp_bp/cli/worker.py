@@ -26,6 +26,7 @@ from ddp_bp.cli.view import fetch_status, summary_line
 from ddp_bp.errors import InputError, RecipeError
 from ddp_bp.parallel.communicator import Communicator
 from ddp_bp.recipes import load_recipe
+from ddp_bp.recipes.fault import FaultSection
 from ddp_bp.recipes.schema import Recipe, start_id
 from ddp_bp.worker.assemble import Job, assemble
 from ddp_bp.worker.binding import bind_to_own_cores
@@ -114,32 +115,40 @@ def worker(
     invocation = Invocation(
         recipe, overrides, run_dir, resume, coordinator, supervised, binds, num_starts, num_recoveries, num_spares
     )
-    with start_deadline(_start_seconds(invocation)) as joined:
+    fault = _fault_section(invocation)
+    # `train` gives a start up before that, and ends what it can reach.
+    start_seconds = 2 * fault.start_seconds if supervised else fault.start_seconds
+    with start_deadline(start_seconds) as joined:
         return run_as_rank(
             world_size,
-            lambda communicator: _work(communicator, invocation, kernels, joined),
+            lambda communicator: _work(communicator, invocation, kernels, joined, fault.grace_seconds),
             supervised=supervised,
             report=report_outcome if supervised else lambda _: None,
         )
 
 
-def _start_seconds(invocation: Invocation) -> float:
-    """How long this rank may take to join."""
+def _fault_section(invocation: Invocation) -> FaultSection:
+    """What the recipe says of faults."""
     try:
-        fault = load_recipe(invocation.recipe, invocation.overrides)[0].fault
+        return load_recipe(invocation.recipe, invocation.overrides)[0].fault
     except RecipeError:
         # `prepare` is going to say everything that is wrong with it.
-        return 0.0
-    # `train` gives a start up before that, and ends what it can reach.
-    return 2 * fault.start_seconds if invocation.supervised else fault.start_seconds
+        return FaultSection(start_seconds=0.0)
 
 
 def _work(
-    communicator: Communicator, invocation: Invocation, kernels: Kernels, joined: Callable[[], None]
+    communicator: Communicator,
+    invocation: Invocation,
+    kernels: Kernels,
+    joined: Callable[[], None],
+    grace_seconds: float,
 ) -> int | None:
-    together(communicator, kernels.check)
-    ranks_blas = gather_blas(communicator)
-    with contextlib.ExitStack() as stack:
+    asked: list[str] = []
+    # Before that they end this process, since MPI's own start may last for ever if another rank does not come; Ctrl-C
+    # does so until there is something to save.
+    with stop_signals(asked.append, grace_seconds, ANNOUNCEMENTS), contextlib.ExitStack() as stack:
+        together(communicator, kernels.check)
+        ranks_blas = gather_blas(communicator)
         first = together(
             communicator,
             lambda: _Root(communicator, invocation, kernels, ranks_blas, stack) if communicator.rank == 0 else None,
@@ -168,6 +177,7 @@ def _work(
             num_spares=start.num_spares,
             joined=joined,
             built=keep_freed_memory,
+            asked=asked,
             death=together(communicator, lambda: _own_death(communicator.rank, invocation.num_starts)),
         )
         code = run_worker(communicator, job, settings)
@@ -182,11 +192,7 @@ def _own_death(rank: int, num_starts: int) -> Death | None:
 
 def spares_of(invocation: Invocation, communicator: Communicator) -> int:
     """How many of the ranks that a launcher of the user's own has started are to wait."""
-    try:
-        num_spares = load_recipe(invocation.recipe, invocation.overrides)[0].fault.spares
-    except RecipeError:
-        # `prepare` is going to say everything that is wrong with it.
-        return 0
+    num_spares = _fault_section(invocation).spares
     if num_spares and not communicator.can_lose_ranks:
         warn(
             "fault.spares: all ranks train, since none can step in for another here; that takes Open MPI 5 and "

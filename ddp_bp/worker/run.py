@@ -12,7 +12,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -59,8 +59,8 @@ class RunSettings:
     `num_recoveries`: how many deaths the run had got over before this start. `needs_rank_0`: whether the coordinator
     ends with the rank that was 0 at the start. `min_workers`: with fewer ranks they stop, with a checkpoint.
     `num_spares`: how many ranks, the last ones, wait. `joined`: is called when all have been welcomed by the
-    coordinator, which watches them from then on; `built`: when all that stays in memory is in its place. `death`: where
-    this rank is to kill itself, if anywhere.
+    coordinator, which watches them from then on; `built`: when all that stays in memory is in its place. `asked`: the
+    signals that arrived before, and may still until then. `death`: where this rank is to kill itself, if anywhere.
     """
 
     coordinator_address: str
@@ -74,6 +74,7 @@ class RunSettings:
     num_spares: int = 0
     joined: Callable[[], None] = lambda: None
     built: Callable[[], object] = lambda: None
+    asked: Sequence[str] = ()
     death: Death | None = None
 
 
@@ -137,7 +138,7 @@ class _Run:
     ) -> None:
         self._job, self._link = job, link
         self._needs_rank_0, self._min_workers = settings.needs_rank_0, settings.min_workers
-        self._started_size = communicator.size
+        self._started_size, self._asked = communicator.size, settings.asked
         self._generation, self._num_recoveries = 0, settings.num_recoveries
         clock = PhaseClock(PHASE_BUCKETS_SECONDS)
         self._crew = crew = find_crew(communicator, job, settings.num_spares)
@@ -208,6 +209,8 @@ class _Run:
         grace_seconds = self._job.recipe.fault.grace_seconds
         started_with, outcome = self._communicator, None
         with stop_signals(self._loop.request_stop, grace_seconds), np.errstate(all="ignore"):
+            for name in self._asked:
+                self._loop.request_stop(name)
             while outcome is None:
                 if self._composed is None:
                     assert release is not None

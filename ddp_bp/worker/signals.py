@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType, MappingProxyType
 
 STOP_EXIT_CODES: Mapping[str, int] = MappingProxyType({"SIGUSR1": 75, "SIGTERM": 143, "SIGINT": 130})
@@ -22,7 +22,9 @@ ANNOUNCEMENTS = ("SIGUSR1", "SIGTERM")
 
 
 @contextlib.contextmanager
-def stop_signals(request_stop: Callable[[str], None], grace_seconds: float) -> Iterator[None]:
+def stop_signals(
+    request_stop: Callable[[str], None], grace_seconds: float, names: Iterable[str] = STOP_EXIT_CODES
+) -> Iterator[None]:
     """While inside, a first signal asks for an orderly end; a second one of its kind ends the process as usual.
 
     Whoever sends SIGUSR1 or SIGTERM ends the process by force in a while: if the orderly end takes longer than
@@ -40,7 +42,7 @@ def stop_signals(request_stop: Callable[[str], None], grace_seconds: float) -> I
             timer.start()
             timers.append(timer)
 
-    before = {number: signal.signal(number, handle) for number in map(signal.Signals.__getitem__, STOP_EXIT_CODES)}
+    before = {number: signal.signal(number, handle) for number in map(signal.Signals.__getitem__, names)}
     try:
         yield
     finally:

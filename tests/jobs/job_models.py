@@ -270,6 +270,16 @@ def full_disk_at_the_first_end(input_shape, num_outputs):
     return slow(input_shape, num_outputs)
 
 
+def slow_to_load(input_shape, num_outputs):
+    """The slow model, for which rank 1 waits for a file beside this one, and says so with another one."""
+    if launched_rank() == 1:
+        Path(__file__).with_name("loading").touch()
+        deadline = time.monotonic() + 60
+        while not Path(__file__).with_name("loaded").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    return slow(input_shape, num_outputs)
+
+
 def stopping(input_shape, num_outputs, at: str):
     """The slow model; rank 1 of the first start stops before it trains. A file beside this one says so."""
     mark = Path(__file__).with_name("stopped")

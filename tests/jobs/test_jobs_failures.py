@@ -12,12 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-from support import ddp_bp, mpi_name, processes_of, summary_of, wait_for_step, wait_until
+from support import ddp_bp, mpi_name, mpirun, processes_of, summary_of, wait_for_step, wait_until
 
 from ddp_bp.coordinator.address import read_address
 
 pytestmark = pytest.mark.mpi
+
+
+def ranks_of(run_dir: Path) -> list[psutil.Process]:
+    """The ranks of a job, from the moment on at which they have been started."""
+    return [one for one in processes_of(run_dir) if one.name().startswith("python") and "worker" in one.cmdline()]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -154,6 +160,40 @@ def test_a_worker_told_to_end_ends_the_job_with_a_checkpoint(
     stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (exit_code, "")
     assert "stopped after step" in stdout
+
+
+@pytest.mark.parametrize(("name", "exit_code"), [("SIGTERM", 143), ("SIGUSR1", 75)])
+@pytest.mark.parametrize("whose", ["train", "own mpirun"])
+def test_a_worker_told_to_end_while_it_loads_ends_the_job_after_a_step(
+    start_command, slow_recipe: Path, tmp_path: Path, whose: str, name: str, exit_code: int
+) -> None:
+    run_dir = tmp_path / "run"
+    options = [slow_recipe, "--run-dir", run_dir, "--set", "model.factory=job_models:slow_to_load"]
+    if whose == "train":
+        process = start_command(ddp_bp("train", *options, "-n", 2))
+    else:
+        process = start_command([*mpirun(2), *ddp_bp("worker", *options)])
+    wait_until((tmp_path / "loading").exists, "rank 1 to load its model")
+    for rank in ranks_of(run_dir):
+        rank.send_signal(signal.Signals[name])
+    (tmp_path / "loaded").touch()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == exit_code and "restart" not in stderr, stderr
+    assert len(list((run_dir / "checkpoints").glob("step-*"))) == 1
+
+
+@pytest.mark.ulfm
+def test_a_rank_that_dies_before_all_have_found_each_other_keeps_nobody_waiting_for_it(
+    start_command, slow_recipe: Path, tmp_path: Path
+) -> None:
+    """MPI's own start does not end for the others then."""
+    run_dir = tmp_path / "run"
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir))
+    wait_until(lambda: len(ranks_of(run_dir)) == 2, "two ranks")
+    ranks_of(run_dir)[1].kill()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "restart 1 of 3: a rank has died before all had found each other; going on from step 0 in" in stderr
 
 
 def test_a_job_that_has_no_checkpoint_within_its_grace_leaves_without(
