@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from ddp_bp.data.dataset import Dataset, Standardization, standardization_of
 from ddp_bp.data.source import Source
 from ddp_bp.data.spec import DataSpec, Task
 from ddp_bp.errors import DataError
+
+# More than that takes too much room in every checkpoint.
+MAX_DESCRIBED_VALUES = 2**17
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,22 @@ class Conversion:
     standardization: Standardization | None
     target_standardization: Standardization | None
     is_late: bool
+
+    def description(self) -> dict[str, Any]:
+        """What is done to values, as JSON, for whoever gives a trained model other ones.
+
+        "inputs" and "targets" have "mean" and "deviation", numbers or nested lists that broadcast, of (x - mean) /
+        deviation; None: values are taken as they are. Left out where there are more than MAX_DESCRIBED_VALUES of them.
+        """
+        scalings = {"inputs": self.standardization, "targets": self.target_standardization}
+        return {
+            "input_shape": list(self.input_shape),
+            **{
+                name: None if scaling is None else {key: value.tolist() for key, value in vars(scaling).items()}
+                for name, scaling in scalings.items()
+                if scaling is None or scaling.mean.size <= MAX_DESCRIBED_VALUES
+            },
+        }
 
     def dataset(self, source: Source, rows: NDArray[np.int64] | None) -> Dataset:
         """The `rows` of `source`, all of them if None, as a data set."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ddp_bp.data.augment import Augment
 from ddp_bp.data.check import check_arrays, check_finite, check_labels, count_classes, task_of
-from ddp_bp.data.convert import conversion_of
+from ddp_bp.data.convert import Conversion, conversion_of
 from ddp_bp.data.dataset import Dataset
 from ddp_bp.data.order import SPLIT, random_order
 from ddp_bp.data.read import read_parts
@@ -30,7 +30,8 @@ class Loaded:
     `num_classes` is None for regression; `evaluation` is None when nothing is held out. `input_shape` is the shape of
     one input. `augment` says how `Batches` shall vary the training samples; normalizing is done by the data sets.
     `vocabulary` is None except for text, where inputs and targets are places in it and each position of a target is an
-    answer of its own. `description` is one line for people.
+    answer of its own. `description` is one line for people. `conversion` is what was done to the values of the files;
+    None if there are none.
     """
 
     train: Dataset
@@ -42,6 +43,7 @@ class Loaded:
     augment: Augment
     vocabulary: str | None
     description: str
+    conversion: Conversion | None = None
 
 
 def load(spec: DataSpec, base: Path = Path(), *, cache: Path | None = None, check: bool = True) -> Loaded:
@@ -87,6 +89,7 @@ def load(spec: DataSpec, base: Path = Path(), *, cache: Path | None = None, chec
         augment=spec.augment,
         vocabulary=source.vocabulary,
         description=_describe(spec.name or source.input_file, train, evaluation, num_classes, num_outputs),
+        conversion=conversion,
     )
 
 

@@ -131,8 +131,20 @@ class Checkpointing:
             "buffers": self._snapshot.buffer_names,
             "tied": self._snapshot.tied,
             "versions": versions(),
-            "extra": {"recipe": identity(self._job.recipe), "data": self._job.data_digests, **progress.extra()},
+            "extra": {
+                "recipe": identity(self._job.recipe),
+                "data": self._job.data_digests,
+                **progress.extra(),
+                **(self._samples() if self._communicator.rank == 0 else {}),
+            },
         }
+
+    def _samples(self) -> dict[str, Any]:
+        """What a script must know of samples to predict with the weights. No run that goes on from them reads it."""
+        data = self._job.data
+        if data.conversion is None:
+            return {}
+        return {"samples": {**data.conversion.description(), "vocabulary": data.vocabulary}}
 
     def _messages(self, request_id: str, answers: str, manifest: dict[str, Any]) -> Iterator[Outgoing]:
         rank = self._communicator.rank

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddp_bp.data import DataSpec, Loaded, load
+from ddp_bp.data import DataSpec, Loaded, convert, load
 from ddp_bp.data import dataset as dataset_module
 from ddp_bp.data.arrays import map_npy
 from ddp_bp.data.dataset import Dataset
@@ -373,3 +374,40 @@ def test_inputs_are_given_another_shape(
     shaped = load(replace(spec, standardize=standardize, input_shape=(2, 1, 2)), tmp_path)
     assert shaped.input_shape == (2, 1, 2)
     np.testing.assert_array_equal(everything(shaped.train)[0], everything(flat.train)[0].reshape(-1, 2, 1, 2))
+
+
+def described(loaded: Loaded) -> dict[str, Any]:
+    assert loaded.conversion is not None
+    description: dict[str, Any] = json.loads(json.dumps(loaded.conversion.description()))
+    return description
+
+
+def test_what_was_done_to_the_values_is_told_to_those_who_have_other_ones(tmp_path: Path) -> None:
+    rng = np.random.default_rng(GENERATOR_SEED)
+    inputs, targets = rng.normal(5, 3, (30, 4)), rng.normal(-2, 9, (30, 2))
+    spec = replace(saved_npz(tmp_path, x=inputs, y=targets), task="regression", input_shape=(2, 2))
+    plain = described(load(spec, tmp_path))
+    assert plain == {"input_shape": [2, 2], "inputs": None, "targets": None}
+    loaded = load(replace(spec, standardize=True, standardize_targets=True), tmp_path)
+    told = described(loaded)
+    rows, _ = split_rows(30, 0.2, 0)
+    for raw, scaling, got in zip(
+        (inputs[rows].reshape(-1, *told["input_shape"]), targets[rows]),
+        (told["inputs"], told["targets"]),
+        everything(loaded.train),
+        strict=True,
+    ):
+        expected = (raw - scaling["mean"]) / scaling["deviation"]
+        np.testing.assert_array_equal(got, expected.astype(np.float32))
+
+
+def test_the_scale_of_images_is_one_number() -> None:
+    assert described(load(DataSpec(name="digits")))["inputs"] == {"mean": 0.0, "deviation": 16.0}
+
+
+def test_more_values_than_a_checkpoint_has_room_for_are_not_told(
+    tmp_path: Path, samples: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "MAX_DESCRIBED_VALUES", 3)
+    told = described(load(replace(saved_npz(tmp_path, x=samples[0], y=samples[1]), standardize=True), tmp_path))
+    assert "inputs" not in told and told["targets"] is None

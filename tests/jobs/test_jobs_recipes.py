@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from support import ddp_bp, run_to_end
+
+from ddp_bp.engine import no_grad, tensor
+from ddp_bp.nn.models import mlp
 
 pytestmark = pytest.mark.mpi
 
@@ -129,3 +134,42 @@ def test_more_epochs_than_the_schedule_has_are_warned_of(run_ddp_bp, tmp_path: P
     assert second.stderr.count("warning") == 1
     assert "schedule 'cosine' ends at step 23, as it did at the first start, and training at step 46" in second.stderr
     assert "the learning rate stays 0 in between, at which next to nothing is learned" in second.stderr
+
+
+def test_a_checkpoint_says_all_that_it_takes_to_predict_on_other_samples(tmp_path: Path) -> None:
+    """By the README's lines, with nothing of the recipe or its data: the loss is that of the run's evaluation."""
+    rng = np.random.default_rng(3)
+    values = rng.normal(40, 7, (90, 4)) * [1, 10, 0.1, 1]
+    values[:, 3] = values[:, 0] - values[:, 1] / 5 + rng.normal(size=90)
+    for name, rows in (("train.csv", values[:60]), ("later.csv", values[60:])):
+        np.savetxt(tmp_path / name, rows, delimiter=",")
+    (tmp_path / "own.toml").write_text(
+        """
+        model = { name = "mlp", options = { hidden = [8] } }
+        optimizer = { name = "adam" }
+        train = { batch_size = 10, epochs = 3 }
+        [data]
+        path = "train.csv"
+        eval_path = "later.csv"
+        task = "regression"
+        standardize = true
+        standardize_targets = true
+        """
+    )
+    summary = train(tmp_path / "own.toml", tmp_path / "run", 2)
+    checkpoint = max((tmp_path / "run" / "checkpoints").iterdir())
+    samples = json.loads((checkpoint / "manifest.json").read_bytes())["extra"]["samples"]
+    model = mlp(samples["input_shape"], 1, hidden=[8])
+    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    inputs = (values[60:, :3] - samples["inputs"]["mean"]) / samples["inputs"]["deviation"]
+    with no_grad():
+        outputs = model.eval()(tensor(inputs.astype(np.float32))).numpy()
+    predicted = outputs * samples["targets"]["deviation"] + samples["targets"]["mean"]
+    errors = (predicted[:, 0] - values[60:, 3]) / np.squeeze(samples["targets"]["deviation"])
+    np.testing.assert_allclose(np.mean(errors**2), summary["eval_loss"], rtol=1e-5)
+
+
+def test_the_checkpoint_of_a_text_has_its_characters(recipe: Path, tmp_path: Path) -> None:
+    train(recipe, tmp_path / "run", 1, "train.epochs=1")
+    manifest = json.loads(max((tmp_path / "run" / "checkpoints").iterdir()).joinpath("manifest.json").read_bytes())
+    assert manifest["extra"]["samples"]["vocabulary"] == "".join(sorted(set("".join(WORDS) + " ")))
