@@ -96,7 +96,7 @@ def ask_hosts(
     command = [sys.executable, "-m", "ddp_bp", "host-check", "--towards", reachable_host(host)]
     with contextlib.ExitStack() as stack:
         if listens_here:
-            listener = stack.enter_context(contextlib.closing(bind_http(host, port)))
+            listener = stack.enter_context(contextlib.closing(bind_http(host, port, "port")))
             bound = listener.getsockname()
             command += ["--connect", f"{reachable_host(str(bound[0]))}:{bound[1]}"]
         command += [word for path in paths for word in ("--path", path)]

@@ -106,9 +106,9 @@ def _tell_of_schedule(job: Job) -> None:
 def check_ports(recipe: Recipe) -> None:
     """Raise AddressError if a coordinator here could not listen where the recipe says."""
     section = recipe.coordinator
-    for key, port in (("port", section.port), ("http_port", section.http_port)):
+    for key, port, called in (("port", section.port, "port"), ("http_port", section.http_port, "HTTP port")):
         try:
-            bind_http(section.host, port).close()
+            bind_http(section.host, port, called).close()
         except AddressError as error:
             raise AddressError(f"coordinator.host = {section.host}, coordinator.{key} = {port}: {error}") from error
 

@@ -84,8 +84,6 @@ def _records(run_dir: Path, first: int, step: int) -> list[Record]:
     """The records of steps `first` to `step`."""
     records = [record for record in read_ledger(run_dir) if first <= record.step <= step]
     if [record.step for record in records] != list(range(first, step + 1)):
-        raise InputError(
-            f"{run_dir}: the ledger does not have all steps from {first} to {step}; "
-            f"see `ddp-bp ledger verify {run_dir}`"
-        )
+        steps = f"all steps from {first} to {step}" if first < step else f"step {step}"
+        raise InputError(f"{run_dir}: the ledger does not have {steps}; see `ddp-bp ledger verify {run_dir}`")
     return records

@@ -20,8 +20,8 @@ _RECEIVE_QUEUE: Final = 64
 """Messages per connection that wait to be read. Beyond these the sender waits, so a checkpoint cannot fill memory."""
 
 
-def bind_http(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0: any free one. Raises AddressError."""
+def bind_http(host: str, port: int, called: str = "HTTP port") -> socket.socket:
+    """A listening TCP socket; port 0: any free one. Raises AddressError, about a port that is `called` so."""
     family, numeric_host = _resolve(host)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -30,7 +30,7 @@ def bind_http(host: str, port: int) -> socket.socket:
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise AddressError(_refusal("HTTP port", host, port, error.strerror or str(error))) from error
+        raise AddressError(_refusal(called, host, port, error.strerror or str(error))) from error
     return listener
 
 

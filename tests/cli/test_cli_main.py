@@ -182,8 +182,9 @@ def test_ports_are_tried_where_the_coordinator_will_listen() -> None:
     check_ports(recipe("coordinator.host=*"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for key in ("port", "http_port"):
-            with pytest.raises(AddressError, match=rf"coordinator\.{key} = {port}: .* in use; choose another"):
+        for key, called in (("port", "port"), ("http_port", "HTTP port")):
+            refusal = rf"coordinator\.{key} = {port}: {called} {port} .* in use; choose another {called},"
+            with pytest.raises(AddressError, match=refusal):
                 check_ports(recipe(f"coordinator.{key}={port}"))
     check_ports(recipe(f"coordinator.port={port}"))
     with pytest.raises(AddressError, match=r"host 'nowhere\.invalid' is not known here"):
