@@ -83,7 +83,7 @@ def memory_of(coordinator: Coordinator) -> Memory:
         coordinator.roster.epoch,
         coordinator.roster.lost,
         coordinator.roster.spares,
-        dict(coordinator.evictions.num_evictions),
+        dict(coordinator.lookout.evictions.num_evictions),
         coordinator.scaling.wanted,
         [KnownRank(member.hello, member.rank, member.epoch, member.left) for _, member in coordinator.roster],
     )
@@ -108,7 +108,7 @@ def recall(coordinator: Coordinator, memory: Memory) -> None:
     coordinator.durability.num_failures.update(memory.num_disk_failures)
     coordinator.durability.num_ledger_gaps = memory.num_ledger_gaps
     coordinator.roster.num_recoveries = memory.num_recoveries
-    coordinator.evictions.num_evictions.update(memory.num_evictions)
+    coordinator.lookout.evictions.num_evictions.update(memory.num_evictions)
 
 
 def read_memory(run_dir: Path) -> Memory | None:

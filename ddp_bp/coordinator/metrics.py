@@ -150,7 +150,7 @@ class JobCollector(Collector):
         yield suspected
         evictions = CounterMetricFamily("ddp_bp_evictions", "Ranks that were evicted, by reason.", labels=["reason"])
         for reason in REASONS:
-            evictions.add_metric([reason], self._coordinator.evictions.num_evictions[reason])
+            evictions.add_metric([reason], self._coordinator.lookout.evictions.num_evictions[reason])
         yield evictions
         for phase in PHASES:
             family = HistogramMetricFamily(f"ddp_bp_{phase}_seconds", _PHASE_HELP[phase], labels=["rank"])

@@ -11,19 +11,17 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 from ddp_bp.coordinator import events as e
-from ddp_bp.coordinator.beginning import Beginning
 from ddp_bp.coordinator.checkpoints import CheckpointDesk, CheckpointRecord
 from ddp_bp.coordinator.config import CoordinatorConfig
 from ddp_bp.coordinator.durability import Durability
-from ddp_bp.coordinator.eviction import EvictionDesk
 from ddp_bp.coordinator.lifecycle import ENDED, Signal, State, advance
+from ddp_bp.coordinator.lookout import Lookout
 from ddp_bp.coordinator.progress import Progress
 from ddp_bp.coordinator.records import evaluation_record, report_record
 from ddp_bp.coordinator.roster import Member, Roster
 from ddp_bp.coordinator.scaling import ScaleDesk
-from ddp_bp.coordinator.stacks import StacksDesk
 from ddp_bp.coordinator.status import status_of
-from ddp_bp.coordinator.suspicion import Suspicion, suspicions
+from ddp_bp.coordinator.suspicion import Suspicion
 from ddp_bp.wire import messages as m
 from ddp_bp.wire.codec import Buffer
 
@@ -35,9 +33,6 @@ DRAIN_SECONDS: Final = 0.5
 
 TO_GO_ON: Final[tuple[m.StopCause, ...]] = ("resize", "respawn")
 """Stops after which the launcher starts the job again."""
-
-PAUSE_SECONDS: Final = 1.0
-"""Where time passes from tick to tick, which come ten times a second, this process itself was stopped meanwhile."""
 
 _FROM_RANK_0: Final = (m.LedgerRecords, m.Evaluation, m.Finished)
 
@@ -61,11 +56,8 @@ class Coordinator:
         self.num_messages: Counter[str] = Counter()
         self.num_rejected = 0
         self.durability = Durability()
-        self.beginning = Beginning(config, self.roster)
-        self.evictions = EvictionDesk(config, self.roster)
+        self.lookout = Lookout(config, self.roster, self.progress, now)
         self.scaling = ScaleDesk(config, self.roster)
-        self._stacks: StacksDesk[bytes | None] = StacksDesk(self.roster)
-        self._here_since = self._ticked_at = now
         self._unix_at_zero = unix_seconds - now
         self._heartbeat_at = now
         self._stop_asked_at: float | None = None
@@ -131,7 +123,7 @@ class Coordinator:
             case e.MetricsWritten() | e.FaultWritten():
                 return []
             case e.Killed():
-                instructions = self.evictions.killed(event, now)
+                instructions = self.lookout.evictions.killed(event, now)
                 # Even one that could not be killed: nobody would ever say that it goes on without it.
                 self.roster.forget_spare(event.rank)
                 return instructions
@@ -160,7 +152,7 @@ class Coordinator:
                 why = f"the job is {self.state.value}; a checkpoint can be asked for only while it is training"
                 return [e.Send(identity, m.CheckpointDone(request_id, ok=False, message=why))]
             case m.StacksRequest():
-                return self._stacks.ask(identity, now)
+                return self.lookout.ask_for_stacks(identity, now)
         member = self.roster.find(identity)
         if member is None:
             if not isinstance(message, m.Heartbeat):
@@ -174,7 +166,7 @@ class Coordinator:
             return []
         if isinstance(message, m.Stacks):
             member.heard(now)
-            self._stacks.answer(member, message)
+            self.lookout.take_stacks(member, message)
             return self._give_stacks(now)
         if isinstance(message, m.Membership):
             return self._announce(member, message, now)
@@ -291,38 +283,16 @@ class Coordinator:
     # ---- ranks that are silent or stuck
 
     def suspicions(self, now: float) -> list[Suspicion]:
-        """Which ranks something seems to be wrong with; nobody's before all have come, or after the end."""
-        # Those that a coordinator before this one has met need not come back to it before they are missed.
-        if self.state in ENDED or (self.state is State.WAITING and not self.roster.all_joined):
-            return []
-        means = [
-            durations["step"].mean_seconds for durations in self.progress.durations.values() if "step" in durations
-        ]
-        step_seconds = max((mean for mean in means if mean is not None), default=0.0)
-        spares = self.roster.spares
-        return suspicions(self.roster, spares, now, self._here_since, self.config.suspect_seconds, step_seconds)
-
-    def _watch_ranks(self, now: float) -> list[e.Instruction]:
-        suspected = self.suspicions(now)
-        instructions, is_overdue = self.evictions.watch(suspected, now)
-        if is_overdue:
-            instructions += self._stacks.ask(None, now)
-        event, why = "not gone on", self.evictions.problem(suspected, now)
-        if why is None and self.state not in ENDED:
-            event, why = "not begun", self.beginning.problem(now, self._here_since)
-        if why is not None:
-            instructions += [e.Send(identity, m.End(why)) for identity in self.roster.connected()]
-            instructions.append(e.AppendFault({"unix_seconds": self.unix_seconds(now), "event": event, "why": why}))
-            instructions += [e.Log("error", why), *self._fail(m.Failure(0, self.progress.step, why, ""), now)]
-        return instructions
+        """Which ranks something seems to be wrong with."""
+        return self.lookout.suspicions(self.state, now)
 
     def _give_stacks(self, now: float) -> list[e.Instruction]:
-        instructions: list[e.Instruction] = []
-        for tool, rows in self._stacks.finished(now):
-            if tool is not None:
-                instructions.append(e.Send(tool, m.StacksReply(rows)))
-            else:
-                instructions += self.evictions.evict(rows, self.suspicions(now), now, self.unix_seconds(now))
+        return self.lookout.give_stacks(self.state, now, self.unix_seconds(now))
+
+    def _look_out(self, now: float) -> list[e.Instruction]:
+        instructions, why = self.lookout.look(self.state, now, self.unix_seconds(now))
+        if why is not None:
+            instructions += [e.Log("error", why), *self._fail(m.Failure(0, self.progress.step, why, ""), now)]
         return instructions
 
     # ---- the end
@@ -401,14 +371,12 @@ class Coordinator:
     # ---- time and disk
 
     def _tick(self, now: float) -> list[e.Instruction]:
-        if now - self._ticked_at > PAUSE_SECONDS:
-            self._here_since = now
-        self._ticked_at = now
+        self.lookout.tick(now)
         instructions = self.checkpoints.tick(now, training=self.state is State.TRAINING)
         if now - self._heartbeat_at >= HEARTBEAT_SECONDS:
             self._heartbeat_at = now
             instructions += [e.Send(identity, m.Heartbeat()) for identity in self.roster.connected()]
-        instructions += [*self.durability.tick(now), *self._give_stacks(now), *self._watch_ranks(now)]
+        instructions += [*self.durability.tick(now), *self._give_stacks(now), *self._look_out(now)]
         return instructions if self._closing_at is not None else [*instructions, *self._silence(now)]
 
     def _silence(self, now: float) -> list[e.Instruction]:

@@ -56,7 +56,7 @@ def status_of(coordinator: Coordinator, now: float) -> dict[str, Any]:
         "eval_accuracy": _finite(evaluation.accuracy) if evaluation else None,
         "eval_step": evaluation.step if evaluation else None,
         "ranks": _ranks_of(coordinator, now),
-        "evictions": sum(coordinator.evictions.num_evictions.values()),
+        "evictions": sum(coordinator.lookout.evictions.num_evictions.values()),
         "checkpoints": _checkpoints_of(coordinator),
         "failure": _failure_of(coordinator),
     }
@@ -77,7 +77,9 @@ def ready_problem(coordinator: Coordinator) -> str | None:
         if coordinator.state.value != "waiting":
             return f"the job is {coordinator.state.value}"
         joined = f"{len(coordinator.roster.working())} of {coordinator.roster.world_size} ranks have joined"
-        return f"the job is waiting, {joined}; not yet rank {', '.join(map(str, coordinator.beginning.missing))}"
+        return (
+            f"the job is waiting, {joined}; not yet rank {', '.join(map(str, coordinator.lookout.beginning.missing))}"
+        )
     missing = [str(rank) for rank, member in coordinator.roster.working() if not member.connected]
     if missing:
         return f"rank {', '.join(missing)} is not connected"

@@ -268,7 +268,7 @@ def test_at_the_deadline_stacks_are_kept_and_the_process_is_killed(ranks: Ranks,
     assert [row["rank"] for row in record["ranks"]] == [1] and record["ranks"][0]["phase"] == "forward"
     answered = [row["threads"][0]["frames"][0] if row["threads"] else None for row in record["stacks"]]
     assert answered == ["rank 0", None if reason == "silent" else "rank 1", "rank 2"]
-    assert ranks.coordinator.evictions.num_evictions == {reason: 1}
+    assert ranks.coordinator.lookout.evictions.num_evictions == {reason: 1}
     assert status_of(ranks.coordinator, ranks.now)["evictions"] == 1
 
 
@@ -303,7 +303,7 @@ def test_a_stopped_rank_is_evicted_when_all_others_have_ended_and_nobody_is_left
         ranks.event(e.Disconnected(identity))
     assert kills(ranks.live(29)) == []
     assert [kill.rank for kill in kills(ranks.live(3))] == [1], "and not those that have ended"
-    assert ranks.coordinator.evictions.num_evictions == {"silent": 1}
+    assert ranks.coordinator.lookout.evictions.num_evictions == {"silent": 1}
 
 
 def test_a_coordinator_that_takes_over_evicts_all_if_nobody_comes_back_to_it(ranks: Ranks, tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_when_all_wait_for_each_other_all_are_evicted(ranks: Ranks) -> None:
     ranks.do(r0="waiting", r1="waiting", r2="waiting")
     instructions = ranks.live(62)
     assert [kill.rank for kill in kills(instructions)] == [0, 1, 2]
-    assert ranks.coordinator.evictions.num_evictions == {"deadlock": 3}
+    assert ranks.coordinator.lookout.evictions.num_evictions == {"deadlock": 3}
 
 
 # ---- stacks on request

@@ -52,7 +52,7 @@ def busy(run_dir: Path) -> Machine:
     machine.event(e.DiskFailed("ledger", "full"))
     machine.event(e.LedgerWritten(9, gaps=((3, 4),)))
     machine.receive(b"stranger", m.Goodbye(0))
-    desk: EvictionDesk = machine.coordinator.evictions
+    desk: EvictionDesk = machine.coordinator.lookout.evictions
     desk.num_evictions["stuck"] += 1
     return machine
 
