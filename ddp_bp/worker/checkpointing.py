@@ -94,17 +94,17 @@ class Checkpointing:
         """Finish what is under way, send the current state, and wait until it is on the disk; see `begin`.
 
         Returns:
-            The outcome. Before the last try it may be not `ok`, if the coordinator has lost sight of a rank.
+            The outcome. Before the last try it may be not `ok`.
 
         Raises:
-            DistributedError: the coordinator could not write it.
+            DistributedError: the coordinator could not write it, at the last try.
             DeadlineError: the coordinator fell silent.
         """
         self.wait()
         self.begin(request_id, answers)
         done = self.wait()
         assert done is not None
-        if not done.ok and (is_last_try or not done.rank_away):
+        if not done.ok and is_last_try:
             raise DistributedError(
                 f"rank {self._communicator.rank}: the checkpoint of step {self._progress.step} was not saved: "
                 f"{done.message}"

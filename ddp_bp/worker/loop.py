@@ -32,8 +32,10 @@ from ddp_bp.worker.standing import Briefing, Standing
 from ddp_bp.worker.step import StepResult, TrainingStep
 from ddp_bp.worker.wishes import Wishes
 
-_MOST_TRIES = 5
-"""How often the last checkpoint is begun, if the coordinator loses sight of a rank in the middle."""
+_MOST_TRIES = 13
+"""How often the last checkpoint is begun, if the disk is full, or the coordinator loses sight of a rank meanwhile."""
+_PAUSE_SECONDS = 5.0
+"""How long a disk is given, each time, to have room again."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,18 @@ class TrainingLoop:
             done = together(self._communicator, save)
             if done.ok:
                 break
+            if not done.rank_away:
+                self._give_the_disk_time(done.message, is_first=num_tries == 1)
+
+    def _give_the_disk_time(self, problem: str, *, is_first: bool) -> None:
+        """Somebody may make room; what has been trained since the checkpoint before would be lost."""
+        if is_first and self._communicator.rank == 0:
+            seconds = _PAUSE_SECONDS * (_MOST_TRIES - 1)
+            warn(
+                f"the last checkpoint, of step {self._progress.step}, was not saved: {problem}; trying again for "
+                f"{seconds:g} s, in which you may make room"
+            )
+        time.sleep(_PAUSE_SECONDS)
 
     def _request_id(self, name: str) -> str:
         """A name for a checkpoint that no other membership has used."""

@@ -211,6 +211,29 @@ def test_a_job_that_has_no_checkpoint_within_its_grace_leaves_without(
     wait_until(lambda: not processes_of(run_dir), "every process to end", 5)
 
 
+def test_the_last_checkpoint_is_tried_again_until_the_disk_takes_it(
+    start_command, slow_recipe: Path, tmp_path: Path, undisturbed: dict
+) -> None:
+    """A disk that takes nothing: a file stands where checkpoints are to be written, until `train` has said so."""
+    run_dir = tmp_path / "run"
+    options = ["--run-dir", run_dir, "--set", "checkpoint.every_steps=0"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, *options))
+    wait_for_step(run_dir, 1)
+    folder = run_dir / "checkpoints"
+    folder.rename(run_dir / "away")
+    folder.touch()
+    line = next(line for line in process.stderr if "the last checkpoint, of step 63, was not saved: " in line)
+    assert "trying again for 60 s, in which you may make room" in line
+    folder.unlink()
+    (run_dir / "away").rename(folder)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0, stderr
+    assert "not saved" not in stderr, "it is said once"
+    summary = summary_of(run_dir)
+    assert summary["weights_sha256"] == undisturbed["weights_sha256"]
+    assert summary["checkpoint"].endswith("step-00000063")
+
+
 def test_a_coordinator_that_does_not_answer_keeps_nobody_beyond_the_grace(
     start_command, slow_recipe: Path, tmp_path: Path
 ) -> None:
