@@ -27,7 +27,7 @@ from ddp_bp.cli.supervise import Attempt, Ending
 from ddp_bp.cli.view import TrainingView, shown_command, summary_table
 from ddp_bp.errors import InputError
 from ddp_bp.recipes import load_recipe
-from ddp_bp.worker.rundir import SUMMARY_FILE
+from ddp_bp.worker.rundir import SUMMARY_FILE, RunDirectory
 
 
 @click.command()
@@ -93,7 +93,7 @@ def train(
     placement = find_placement(hosts, hostfile, num_workers, launcher)
     run_dir = run_dir or options.default_run_dir(recipe)
     view = TrainingView(to_stderr=as_json)
-    asked_for = _Invocation(recipe, overrides, num_workers, binds, hosts, hostfile, mpi_args, coordinator_shell)
+    asked_for = _Invocation(recipe, overrides, num_workers, binds, hosts, hostfile, mpi_args, coordinator_shell, resume)
     if placement.spans_hosts and not coordinator_shell:
         overrides = placement.with_coordinator_host(load_recipe(recipe, overrides)[0], overrides)
     with contextlib.redirect_stdout(sys.stderr):  # what a model of the user's own prints is no part of our output
@@ -155,12 +155,13 @@ class _Invocation:
     hostfile: Path | None
     mpi_args: tuple[str, ...]
     coordinator_shell: tuple[str, ...]
+    resume: str
 
     def mpi_options(self) -> tuple[str, ...]:
         """The options of mpirun's own that the user gave, word by word."""
         return tuple(word for argument in self.mpi_args for word in shlex.split(argument))
 
-    def to_go_on(self, run_dir: Path) -> str:
+    def to_go_on(self, run: RunDirectory) -> str:
         """The command that goes on with the run, to be pasted into a shell."""
         beside = Path(sys.executable).parent / "ddp-bp"
         is_on_path = shutil.which("ddp-bp") is not None or not beside.exists()
@@ -170,7 +171,11 @@ class _Invocation:
         command += [word for argument in self.mpi_args for word in ("--mpi-arg", argument)]
         command += ["--coordinator-shell", shlex.join(self.coordinator_shell)] if self.coordinator_shell else []
         command += [argument for override in self.overrides for argument in ("--set", override)]
-        return shown_command([*command, "--run-dir", str(run_dir), *([] if self.binds else ["--no-bind"])])
+        command += ["--run-dir", str(run.path), *([] if self.binds else ["--no-bind"])]
+        if self.resume not in ("auto", "never") and not run.store.entries():
+            # It began with the checkpoint of another run, and has none of its own yet.
+            command += ["--resume", self.resume]
+        return shown_command(command)
 
 
 def _run(
@@ -226,7 +231,6 @@ def _conclude(
     prepared: Prepared, attempt: Attempt, asked: list[str], asked_for: _Invocation, view: TrainingView
 ) -> int:
     """The exit code, after saying how to go on if training was not finished."""
-    run_dir = prepared.run.path
     if attempt.ending is Ending.WELL:
         if prepared.is_finished():
             # A stop that was asked for after the last step has cut nothing short.
@@ -243,5 +247,5 @@ def _conclude(
     else:
         view.complain("training did not finish; the first error above says why")
         code = 1
-    view.say(f"to go on: {asked_for.to_go_on(run_dir)}")
+    view.say(f"to go on: {asked_for.to_go_on(prepared.run)}")
     return code or 1

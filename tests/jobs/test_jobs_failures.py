@@ -141,6 +141,20 @@ def test_a_killed_worker_ends_the_job_and_a_resume_finishes_it(
     assert json.loads(result.stdout)["steps"] == 63
 
 
+def test_a_run_from_the_checkpoint_of_another_one_is_told_to_begin_with_that_again(
+    start_command, run_ddp_bp, slow_recipe: Path, tmp_path: Path
+) -> None:
+    options = ["--set", "fault.recovery=none", "--set", "checkpoint.every_steps=0"]
+    first = run_ddp_bp("train", slow_recipe, "--run-dir", tmp_path / "first", *options, "--set", "train.max_steps=2")
+    assert first.returncode == 0, first.stderr
+    checkpoint, run_dir = tmp_path / "first" / "checkpoints" / "step-00000002", tmp_path / "run"
+    process = start_command(ddp_bp("train", slow_recipe, "--run-dir", run_dir, *options, "--resume", checkpoint))
+    status = wait_for_step(run_dir, 4)
+    os.kill(status["ranks"][0]["pid"], signal.SIGKILL)
+    stdout, _ = process.communicate(timeout=30)
+    assert stdout.endswith(f"--run-dir {run_dir} --resume {checkpoint}\n")
+
+
 def test_nothing_outlives_a_killed_launcher(start_command, slow_recipe: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir))
