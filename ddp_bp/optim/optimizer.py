@@ -146,7 +146,10 @@ class Optimizer(ABC):
         ]
 
     def update_pieces(self, pieces: Sequence[Piece], rules: Sequence[Rule], gradient: Array) -> None:
-        """`update` for the elements of `pieces`, by the `rules` of the current step. Nothing is checked."""
+        """`update` for elements [lo, hi), by their `pieces` and the `rules` of the current step. Nothing is checked.
+
+        `gradient`: (hi - lo,), which may be overwritten.
+        """
         for segment, part, parameters, scratch, state in pieces:
             own, number = gradient[part], self._segments[segment].rule
             if self.param_groups[number].settings["maximize"]:
