@@ -114,7 +114,7 @@ class FlatParameters:
         for parameter, view in zip(self.parameters, self._gradient_views, strict=True):
             leaf = parameter._node
             if type(leaf) is Leaf:
-                leaf.grad = None
+                leaf.grad = leaf.limit = None
                 leaf.home = view
 
     def forget_buffers(self) -> None:
@@ -191,7 +191,7 @@ class FlatParameters:
         for parameter in self.parameters:
             leaf = parameter._node
             if type(leaf) is Leaf:
-                leaf.grad = None
+                leaf.grad = leaf.limit = None
 
     def _split(self, vector: Array) -> tuple[Array, ...]:
         return tuple(vector[slot.offset : slot.offset + slot.size].reshape(slot.shape) for slot in self.slots)

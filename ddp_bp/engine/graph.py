@@ -65,7 +65,7 @@ def is_grad_enabled() -> bool:
 class Leaf:
     """The end of the graph at a tensor that requires a gradient: where that gradient is summed up."""
 
-    __slots__ = ("dtype", "grad", "home", "shape")
+    __slots__ = ("dtype", "grad", "home", "is_limited", "limit", "shape")
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape = shape
@@ -73,16 +73,21 @@ class Leaf:
         self.grad: Array | None = None
         # The array that the next first contribution is written into; None if one is to be allocated.
         self.home: Array | None = None
+        # Whether somebody asks for `limit`, and what no element of `grad` exceeds, if that came with the only
+        # contribution; see `gradient_size`.
+        self.is_limited = False
+        self.limit: float | None = None
 
     def add(self, contribution: Array) -> None:
         """Sums `contribution` into the gradient. A contribution already in `home` is only taken note of."""
         if self.grad is not None:
             np.add(self.grad, contribution, out=self.grad, casting="same_kind")
+            self.limit = None
         elif contribution is self.home:
             self.grad = contribution
         elif self.home is not None:
             np.copyto(self.home, contribution)
-            self.grad = self.home
+            self.grad, self.limit = self.home, None
         else:
             # A copy, because a vjp may return an array that others hold as well.
             self.grad = np.array(contribution, self.dtype)
@@ -173,6 +178,10 @@ def run_backward(root: Edge, gradient: Array, retain_graph: bool) -> None:
             contributions = vjp(gradient, node.saved, needs, _homes(node, edges))
         else:
             contributions = vjp(gradient, node.saved, needs)
+        if operation.limit is not None:
+            leaf = edges[operation.writes[0]]
+            if type(leaf) is Leaf and leaf.is_limited and leaf.grad is None:
+                leaf.limit = operation.limit(gradient, node.saved)
         if not retain_graph:
             node.free()
         for edge, contribution in zip(edges, contributions, strict=True):

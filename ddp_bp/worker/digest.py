@@ -16,17 +16,20 @@ import numpy.typing as npt
 _BLOCK_BYTES = 4096
 _WORDS_PER_BLOCK = _BLOCK_BYTES // 8
 # Odd, so that no change of one block's sum is lost in the product: 2^64 over the golden ratio.
-_MIXER = np.uint64(0x9E3779B97F4A7C15)
+_ODD = 0x9E3779B97F4A7C15
+_MIXER = np.uint64(_ODD)
+_TWO_NUMBERS, _TWO_WORDS = struct.Struct("<2d"), struct.Struct("<2Q")
 
 
-def result_digest(loss: float, squared_norm: float) -> int:
-    """Fingerprint, in [0, 2**64), of a shard's loss and of the squared norm of its gradient.
+def result_digest(loss: float, squared_size: float) -> int:
+    """Fingerprint, in [0, 2**64), of a shard's loss and of how large its gradient is (`engine.gradient_size`).
 
-    It is the first 8 bytes, read as a little-endian integer, of the SHA-256 of both as little-endian float64, where
-    every NaN counts as the same one.
+    With the bits of both as numbers: loss * 0x9E3779B97F4A7C15 + size, modulo 2**64, where every NaN counts as the same
+    one. So a change of either alone changes it.
     """
-    numbers = [math.nan if math.isnan(number) else number for number in (loss, squared_norm)]
-    return int.from_bytes(hashlib.sha256(struct.pack("<2d", *numbers)).digest()[:8], "little")
+    numbers = [math.nan if math.isnan(number) else number for number in (loss, squared_size)]
+    first, second = _TWO_WORDS.unpack(_TWO_NUMBERS.pack(*numbers))
+    return int(first * _ODD + second) % 2**64
 
 
 def full_digest(loss: float, weight: float, correct: float, vector: npt.NDArray[Any]) -> int:

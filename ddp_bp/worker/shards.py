@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ddp_bp.data.batches import Batches
 from ddp_bp.engine.buffers import Buffers
 from ddp_bp.engine.flat import FlatParameters
+from ddp_bp.engine.gradient_size import GradientSize
 from ddp_bp.engine.random import random_stream
 from ddp_bp.engine.shard_group import shard_group
 from ddp_bp.errors import DistributedError, InputError
@@ -127,6 +128,8 @@ class ShardComputation:
                 kept.get(shard) or Partial(allocate_apart(stack[0].shape, stack[0].dtype), parameters.size)
                 for shard in self._shards
             ]
+        # Rounding changes what backward has written, and so does a shard that is computed by turns with others.
+        self._size = GradientSize(parameters, takes_limits=compression is None and self._lockstep is None)
         self.num_own_samples = 0
         """Samples that this rank computed in its last step."""
         self.full_digests: dict[int, int] = {}
@@ -285,8 +288,10 @@ class ShardComputation:
         else:
             self._round(shard, into, 0, self._num_rounded)
         self._clock.lap(Phase.BACKWARD)
-        # One product reads the vector once; only if it overflows are the elements looked at one by one.
-        squared_norm = float(np.dot(into.vector, into.vector))
-        is_finite = math.isfinite(loss) and (math.isfinite(squared_norm) or bool(np.isfinite(into.vector).all()))
-        digest = result_digest(loss, squared_norm)
+        squared_size = self._size.squared()
+        if into.moves.size:
+            squared_size += float(into.moves.dot(into.moves))
+        # Only if that is too large are the elements looked at one by one.
+        is_finite = math.isfinite(loss) and (math.isfinite(squared_size) or bool(np.isfinite(into.vector).all()))
+        digest = result_digest(loss, squared_size)
         return ShardResult(loss, weight, correct, batch.ids_digest, digest, is_finite), batch.num_samples

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 
 import numpy as np
 from hypothesis import given, settings
@@ -14,6 +13,7 @@ from worker_cases import PLAN, Case, build_rank, classes
 import ddp_bp as ddp
 from ddp_bp import nn
 from ddp_bp.parallel.threads import run_ranks
+from ddp_bp.worker.digest import result_digest
 from ddp_bp.worker.ledger import Ledger
 
 GENESIS = Ledger.genesis(PLAN.seed, PLAN.num_samples, PLAN.batch_size, PLAN.num_shards)
@@ -91,8 +91,7 @@ def test_a_result_is_the_loss_and_the_squared_norm_of_the_gradient_of_its_shard(
         rank.parameters.zero_grad()
         loss.backward()
         gradient = np.concatenate([parameter.grad.reshape(-1) for parameter in rank.parameters.parameters])
-        content = struct.pack("<2d", loss.item(), np.dot(gradient, gradient))
-        assert int(result, 16) == int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
+        assert int(result, 16) == result_digest(loss.item(), float(np.dot(gradient, gradient)))
 
 
 def test_owners_are_runs_of_shards_whoever_they_are_and_the_chain_does_not_know_them() -> None:

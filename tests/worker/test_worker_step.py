@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from worker_cases import Broken, Case, Rank, assert_same, build_rank, classes, n
 import ddp_bp as ddp
 from ddp_bp import nn, optim
 from ddp_bp.data import Dataset, ShardPlan, digest_ids
+from ddp_bp.engine.graph import Leaf
 from ddp_bp.errors import DataError, DisagreementError, GraphError, RemoteError
 from ddp_bp.parallel.threads import ThreadCommunicator, run_ranks
 from ddp_bp.worker.failures import RankFailure
@@ -268,6 +270,41 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is() -> None:
         return result.nonfinite_shards, np.isfinite(result.loss), rank.parameters.data.any()
 
     assert run_ranks(2, run) == [((0, 1, 2, 3), True, False)] * 2
+
+
+class Steep(nn.Module):
+    """Its output is 0, but for samples of 0, and the gradient of its weight 1e20 times the sample."""
+
+    def __init__(self) -> None:
+        self.linear = nn.Linear(512, 128, bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, x):
+        return self.linear(x)[:, :3] * 1e20
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("bad", [1e20, np.inf, np.nan])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_large_gradient_that_is_not_read_is_found_to_overflow(size: int, bad: float) -> None:
+    inputs, targets = np.full((34, 512), 1e-5, np.float32), np.ones((34, 3), np.float32)
+    sample = int(SGD.plan.shard_ids(1, 2)[0])
+    inputs[sample] = bad
+    optimizer = functools.partial(optim.SGD, lr=0.0)
+    case = Case(Dataset(inputs, targets), Steep, optimizer, is_classification=False)
+
+    def run(communicator):
+        rank = build_rank(communicator, case)
+        results = [rank.step.run(step) for step in range(3)]
+        assert not rank.parameters.data.any()
+        limits = [leaf.limit for parameter in rank.parameters.parameters if type(leaf := parameter._node) is Leaf]
+        assert all(limit is not None and limit > 0 for limit in limits), "what is tried here"
+        return [(result.nonfinite_shards, result.loss, result.shard_results) for result in results]
+
+    outcomes = run_ranks(size, run)
+    assert [nonfinite for nonfinite, _, _ in outcomes[0]] == [(), (2,), ()]
+    assert np.isfinite(outcomes[0][1][1]) == (bad == 1e20)
+    np.testing.assert_equal(outcomes, run_ranks(1, run) * size)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -44,6 +44,9 @@ class Operation:
     """Whether the output's array is in `saved`."""
     writes: tuple[int, ...] = ()
     """Positions of the inputs whose gradients the vjp can write into an array given to it."""
+    limit: Callable[[Array, Any], float | None] | None = None
+    """Of the first gradient that the vjp writes: `limit(gradient, saved)` is what none of its elements exceeds, found
+    by reading less than that gradient, and not finite if that may be too large; None where it is not to be had."""
     is_view: bool = False
     """Whether the output may share memory with the first input."""
     flops: Callable[..., Flops] | None = None

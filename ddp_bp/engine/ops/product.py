@@ -101,6 +101,22 @@ def _linear_vjp(
     return grad_a, grad_weight, grad_bias
 
 
+def _linear_limit(gradient: Array, saved: Any) -> float | None:
+    """By Cauchy and Schwarz: an element of the weight's gradient is a product of a column of each of two matrices, and
+    their norms are at most those of the matrices."""
+    a, weight, _ = saved
+    # Two reads of memory cost more than one of as much.
+    if 4 * (a.size + gradient.size) > 3 * weight.size:
+        return None
+    return math.sqrt(_squares(a)) * math.sqrt(_squares(gradient))
+
+
+def _squares(a: Array) -> float:
+    # Whatever its arrangement, in the order in which it lies in memory.
+    vector = a.ravel("K")
+    return float(vector.dot(vector))
+
+
 def _linear_flops(shapes: tuple[tuple[int, ...], ...], output: tuple[int, ...]) -> Flops:
     num_outputs = math.prod(output)
     product = 2 * num_outputs * shapes[1][1]
@@ -123,6 +139,7 @@ LINEAR = Operation(
     "an input (..., in), a weight (out, in) and perhaps a bias (out,), of one dtype",
     reads=(0, 1),
     writes=(1, 2),
+    limit=_linear_limit,
     flops=_linear_flops,
 )
 
