@@ -16,7 +16,7 @@ from ddp_bp.parallel.journal import Journal
 from ddp_bp.parallel.nodes import Nodes
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
 from ddp_bp.worker.phases import PhaseClock
-from ddp_bp.worker.update import Update, block_elements, changed_vectors
+from ddp_bp.worker.update import Update, copied_vectors, piece_elements
 
 _FLOAT32_BYTES = 4
 _PATTERN_ELEMENTS = 2**16
@@ -45,8 +45,8 @@ def build_update(communicator: Communicator, nodes: Nodes, num_parameters: int) 
         piece = gradient[start : start + _PATTERN_ELEMENTS]
         piece[:] = pattern[: piece.size]
     communicator.barrier()
-    num_vectors = len(changed_vectors(flat, optimizer, None))
-    journal = Journal(arena, 0, num_vectors, block_elements(optimizer, exchange.longest_slice), np.float32)
+    num_copies = len(copied_vectors(flat, optimizer, None))
+    journal = Journal(arena, 0, num_copies, piece_elements(optimizer, exchange.longest_slice), np.float32)
     update = Update(
         parameters=flat,
         buffers=Buffers([]),

@@ -21,7 +21,7 @@ _FIRST_DEATHS: Final[tuple[Point, ...]] = tuple(
     point for point in POINTS if point not in ("checkpoint", "join", *AFTER_A_DEATH)
 )
 # How often a point may be passed before: calls of a shard, lines of an optimizer, calls in a recovery.
-_MOST_PASSES: Final = {"forward": 20, "backward": 20, "optimizer": 40, "recovery": 400}
+_MOST_PASSES: Final = {"forward": 20, "backward": 20, "optimizer": 100, "recovery": 400}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ddp_bp.optim.optimizer import Block, Optimizer, Rule, decay
+from ddp_bp.optim.block import Block
+from ddp_bp.optim.optimizer import Optimizer, Rule, decay
 from ddp_bp.optim.settings import Check, Params, flag, fraction, non_negative
 from ddp_bp.optim.state import Allocate
 
@@ -63,16 +64,15 @@ class Adagrad(Optimizer):
         weight_decay, eps = settings["weight_decay"], settings["eps"]
 
         def update(block: Block) -> None:
-            parameters, gradient, scratch, state = block
-            total = state["sum"]
+            gradient, scratch, total = block.gradient, block.scratch, block.state["sum"]
             decay(block, weight_decay)
             np.multiply(gradient, gradient, out=scratch)
-            total += scratch
+            block.add_(total)
             np.sqrt(total, out=scratch)
             scratch += eps
             np.divide(gradient, scratch, out=scratch)
             scratch *= lr
-            parameters -= scratch
+            block.subtract_(block.parameters)
 
         return update
 
@@ -96,6 +96,8 @@ class Adadelta(Optimizer):
         }
     )
     state_names: ClassVar[tuple[str, ...]] = ("square_avg", "acc_delta")
+    # delta follows from the old acc_delta, and with weight decay acc_delta from the old parameters.
+    can_resume: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -115,7 +117,7 @@ class Adadelta(Optimizer):
         lr, rho, eps, weight_decay = settings["lr"], settings["rho"], settings["eps"], settings["weight_decay"]
 
         def update(block: Block) -> None:
-            parameters, gradient, scratch, state = block
+            gradient, scratch, state = block.gradient, block.scratch, block.state
             square_avg, acc_delta = state["square_avg"], state["acc_delta"]
             decay(block, weight_decay)
             np.multiply(gradient, gradient, out=scratch)
@@ -134,6 +136,6 @@ class Adadelta(Optimizer):
             acc_delta *= rho
             acc_delta += scratch
             np.multiply(gradient, lr, out=scratch)
-            parameters -= scratch
+            block.subtract_(block.parameters)
 
         return update

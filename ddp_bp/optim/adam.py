@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ddp_bp.engine.ops.operation import Array
-from ddp_bp.optim.optimizer import Block, Optimizer, Rule, decay
+from ddp_bp.optim.block import Block
+from ddp_bp.optim.optimizer import Optimizer, Rule, decay
 from ddp_bp.optim.settings import Check, Params, flag, non_negative, two_betas
 from ddp_bp.optim.state import Allocate
 
@@ -18,7 +19,7 @@ from ddp_bp.optim.state import Allocate
 class Adam(Optimizer):
     """Per element at step t = 1, 2, ..., with g = gradient + weight_decay * p (Kingma and Ba, 2015):
 
-    exp_avg    += (1 - beta1) * (g - exp_avg)
+    exp_avg     = beta1 * exp_avg + (1 - beta1) * g
     exp_avg_sq  = beta2 * exp_avg_sq + (1 - beta2) * g**2
     p -= lr * (exp_avg / (1 - beta1**t)) / (sqrt(exp_avg_sq / (1 - beta2**t)) + eps)
 
@@ -75,21 +76,20 @@ class Adam(Optimizer):
         shrink = 1.0 - lr * weight_decay if self.decoupled else 1.0
 
         def update(block: Block) -> None:
-            parameters, _, scratch, state = block
+            parameters, scratch, state = block.parameters, block.scratch, block.state
             decay(block, added_decay)
-            if shrink != 1.0:
-                parameters *= shrink
             exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
             average_moments(block, exp_avg, exp_avg_sq, beta1, beta2)
             if amsgrad:
                 largest = state["max_exp_avg_sq"]
+                # No harm if it is done twice.
                 np.maximum(largest, exp_avg_sq, out=largest)
                 exp_avg_sq = largest
             np.sqrt(exp_avg_sq, out=scratch)
             scratch += eps
             np.divide(exp_avg, scratch, out=scratch)
             scratch *= scale
-            parameters -= scratch
+            take_decayed(block, parameters, shrink)
 
         return update
 
@@ -115,12 +115,21 @@ class AdamW(Adam):
 
 
 def average_moments(block: Block, exp_avg: Array, exp_avg_sq: Array, beta1: float, beta2: float) -> None:
-    """Takes the block's gradient into the running averages of itself and its square. The gradient is used up."""
-    gradient, scratch = block.gradient, block.scratch
-    np.subtract(gradient, exp_avg, out=scratch)
-    scratch *= 1.0 - beta1
-    exp_avg += scratch
-    exp_avg_sq *= beta2
-    gradient *= gradient
-    gradient *= 1.0 - beta2
-    exp_avg_sq += gradient
+    """Takes the block's gradient into the running averages of itself and its square."""
+    gradient, scratch, other = block.gradient, block.scratch, block.other
+    np.multiply(exp_avg, beta1, out=other)
+    np.multiply(gradient, 1.0 - beta1, out=scratch)
+    block.set_sum_(exp_avg)
+    np.multiply(exp_avg_sq, beta2, out=other)
+    np.multiply(gradient, gradient, out=scratch)
+    scratch *= 1.0 - beta2
+    block.set_sum_(exp_avg_sq)
+
+
+def take_decayed(block: Block, parameters: Array, shrink: float) -> None:
+    """p = shrink * p - scratch: the last write of a rule with decoupled weight decay."""
+    if shrink == 1.0:
+        block.subtract_(parameters)
+    else:
+        np.multiply(parameters, shrink, out=block.other)
+        block.set_difference_(parameters)

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ddp_bp.optim.adam import average_moments
+from ddp_bp.optim.block import Block
 from ddp_bp.optim.layerwise import LayerwiseOptimizer
-from ddp_bp.optim.optimizer import Block, Rule
+from ddp_bp.optim.optimizer import Rule
 from ddp_bp.optim.settings import Check, Params, flag, non_negative, two_betas
 from ddp_bp.optim.state import Allocate
 
@@ -19,7 +20,7 @@ from ddp_bp.optim.state import Allocate
 class LAMB(LayerwiseOptimizer):
     """With g the gradient at step t = 1, 2, ... and norms over a whole parameter (You et al., 2020, algorithm 2):
 
-        exp_avg    += (1 - beta1) * (g - exp_avg)
+        exp_avg     = beta1 * exp_avg + (1 - beta1) * g
         exp_avg_sq  = beta2 * exp_avg_sq + (1 - beta2) * g**2
         d  = (exp_avg / (1 - beta1**t)) / (sqrt(exp_avg_sq / (1 - beta2**t)) + eps) + weight_decay * p
         p -= lr * |p| / |d| * d
@@ -71,7 +72,7 @@ class LAMB(LayerwiseOptimizer):
         eps = settings["eps"] * root
 
         def update(block: Block) -> None:
-            parameters, gradient, scratch, state = block
+            parameters, gradient, scratch, state = block.parameters, block.gradient, block.scratch, block.state
             exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
             average_moments(block, exp_avg, exp_avg_sq, beta1, beta2)
             np.sqrt(exp_avg_sq, out=scratch)
@@ -90,8 +91,7 @@ class LAMB(LayerwiseOptimizer):
             rate *= parameter_norm / direction_norm
 
         def update(block: Block) -> None:
-            parameters, gradient, scratch, _ = block
-            np.multiply(gradient, rate, out=scratch)
-            parameters -= scratch
+            np.multiply(block.gradient, rate, out=block.scratch)
+            block.subtract_(block.parameters)
 
         return update

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ddp_bp.optim.block import Block
 from ddp_bp.optim.layerwise import LayerwiseOptimizer, keep_gradient
-from ddp_bp.optim.optimizer import Block, Rule, decay
+from ddp_bp.optim.optimizer import Rule, decay
 from ddp_bp.optim.settings import Check, Params, flag, non_negative
 from ddp_bp.optim.state import Allocate
 
@@ -71,7 +72,7 @@ class LARS(LayerwiseOptimizer):
             rate *= settings["trust_coefficient"] * parameter_norm / (direction_norm + weight_decay * parameter_norm)
 
         def update(block: Block) -> None:
-            parameters, gradient, _, state = block
+            gradient, parameters, state = block.gradient, block.parameters, block.state
             decay(block, weight_decay)
             gradient *= rate
             if momentum:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ddp_bp.engine.ops.operation import Array
 from ddp_bp.errors import ShapeError
-from ddp_bp.optim.optimizer import Block, Optimizer, Rule
+from ddp_bp.optim.block import Block
+from ddp_bp.optim.optimizer import Optimizer, Rule
 from ddp_bp.optim.rows import ROW_ELEMENTS, check_row, square_sums
 from ddp_bp.optim.settings import Params
 from ddp_bp.optim.state import Allocate
@@ -34,6 +35,9 @@ class LayerwiseOptimizer(Optimizer):
 
     and `advance` once. Slices begin at multiples of 1024 elements, and end at one or with the vector.
     """
+
+    # The first phase changes the state that the norms of the second are of.
+    can_resume: ClassVar[bool] = False
 
     def __init__(self, params: Params, defaults: Mapping[str, Any], allocate: Allocate | None = None) -> None:
         super().__init__(params, defaults, allocate)
@@ -106,11 +110,11 @@ class LayerwiseOptimizer(Optimizer):
                 f"{type(self).__name__}.update takes the norms of all parameters {expected} and got {got}; "
                 "call norm_partials for all elements and norms first"
             )
-        for segment, part, parameters, scratch, state in self.pieces(lo, hi):
+        for segment, part, block in self.pieces(lo, hi):
             settings = self.param_groups[self._segments[segment].rule].settings
             parameter_norm, direction_norm = norms[self._numbers[segment]].tolist()
-            rule = self._scaled_rule(settings, parameter_norm, direction_norm)
-            rule(Block(parameters, gradient[part], scratch, state))
+            block.begin(gradient[part])
+            self._scaled_rule(settings, parameter_norm, direction_norm)(block)
 
     @abstractmethod
     def _step_rule(self, settings: Mapping[str, Any]) -> Rule:

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ddp_bp.optim.optimizer import Block, Optimizer, Rule
+from ddp_bp.optim.adam import take_decayed
+from ddp_bp.optim.block import Block
+from ddp_bp.optim.optimizer import Optimizer, Rule
 from ddp_bp.optim.settings import Check, Params, flag, non_negative, two_betas
 from ddp_bp.optim.state import Allocate
 
@@ -43,19 +45,16 @@ class Lion(Optimizer):
         shrink = 1.0 - lr * settings["weight_decay"]
 
         def update(block: Block) -> None:
-            parameters, gradient, scratch, state = block
-            exp_avg = state["exp_avg"]
+            gradient, scratch, exp_avg = block.gradient, block.scratch, block.state["exp_avg"]
             # gradient - exp_avg serves both averages: beta * m + (1 - beta) * g = m + (1 - beta) * (g - m).
             gradient -= exp_avg
             np.multiply(gradient, 1.0 - beta1, out=scratch)
             scratch += exp_avg
-            gradient *= 1.0 - beta2
-            exp_avg += gradient
             # In place, np.sign takes ten times as long.
-            np.sign(scratch, out=gradient)
-            gradient *= lr
-            if shrink != 1.0:
-                parameters *= shrink
-            parameters -= gradient
+            np.sign(scratch, out=block.other)
+            np.multiply(block.other, lr, out=scratch)
+            take_decayed(block, block.parameters, shrink)
+            np.multiply(gradient, 1.0 - beta2, out=scratch)
+            block.add_(exp_avg)
 
         return update

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ddp_bp.optim.optimizer import Block, Optimizer, Rule, decay
+from ddp_bp.optim.adam import average_moments, take_decayed
+from ddp_bp.optim.block import Block
+from ddp_bp.optim.optimizer import Optimizer, Rule, decay
 from ddp_bp.optim.settings import Check, Params, flag, non_negative, two_betas
 from ddp_bp.optim.state import Allocate
 
@@ -20,7 +22,7 @@ _NEGLIGIBLE = 2.0**-54
 class NAdam(Optimizer):
     """Adam with Nesterov momentum. Per element at step t = 1, 2, ..., with g = gradient + weight_decay * p:
 
-        exp_avg    += (1 - beta1) * (g - exp_avg)
+        exp_avg     = beta1 * exp_avg + (1 - beta1) * g
         exp_avg_sq  = beta2 * exp_avg_sq + (1 - beta2) * g**2
         mu(t) = beta1 * (1 - 0.96**(t * momentum_decay) / 2),  product(t) = mu(1) * ... * mu(t)
         d  = g * (1 - mu(t)) / (1 - product(t)) + exp_avg * mu(t + 1) / (1 - product(t + 1))
@@ -84,25 +86,17 @@ class NAdam(Optimizer):
         shrink = 1.0 - lr * weight_decay if decoupled else 1.0
 
         def update(block: Block) -> None:
-            parameters, gradient, scratch, state = block
+            parameters, gradient, scratch, state = block.parameters, block.gradient, block.scratch, block.state
             exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
             decay(block, added_decay)
-            if shrink != 1.0:
-                parameters *= shrink
-            np.subtract(gradient, exp_avg, out=scratch)
-            scratch *= 1.0 - beta1
-            exp_avg += scratch
-            np.multiply(gradient, gradient, out=scratch)
-            scratch *= 1.0 - beta2
-            exp_avg_sq *= beta2
-            exp_avg_sq += scratch
+            average_moments(block, exp_avg, exp_avg_sq, beta1, beta2)
             gradient *= gradient_scale
             np.multiply(exp_avg, average_scale, out=scratch)
             gradient += scratch
             np.sqrt(exp_avg_sq, out=scratch)
             scratch += eps
-            gradient /= scratch
-            parameters -= gradient
+            np.divide(gradient, scratch, out=scratch)
+            take_decayed(block, parameters, shrink)
 
         return update
 

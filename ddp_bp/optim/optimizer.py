@@ -3,6 +3,10 @@
 A subclass says which settings it takes, which state it keeps and how one block of elements is updated. It must update
 each element from that element's own values only, so that the result has the same bits however the vector is cut among
 ranks. (`layerwise` is for optimizers that need norms of whole parameters besides.)
+
+A rule can also be taken up where another process has died in it: it is run from its beginning then, without the writes
+that were made (see `block`). So what it works out for a write must follow from the gradient that it was given and from
+what parameters and state are by then.
 """
 
 from __future__ import annotations
@@ -16,20 +20,12 @@ import numpy as np
 from ddp_bp.engine.ops.operation import Array
 from ddp_bp.errors import DtypeError, ShapeError
 from ddp_bp.optim import state as saved
+from ddp_bp.optim.block import Block
 from ddp_bp.optim.settings import Check, ParameterGroup, Params, check_settings, read_params
 from ddp_bp.optim.state import Allocate
 
 # Elements updated at once: what one block touches (parameters, gradient, state, scratch) stays in a core's cache.
 BLOCK_SIZE = 32 * 1024
-
-
-class Block(NamedTuple):
-    """The same range of elements of every vector. `gradient` may be overwritten; `scratch` holds nothing."""
-
-    parameters: Array
-    gradient: Array
-    scratch: Array
-    state: dict[str, Array]
 
 
 class Segment(NamedTuple):
@@ -41,16 +37,16 @@ class Segment(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """One block of a part, as it is found again in each step: where its gradient is in that of the part, and views."""
+    """One block of a part, as it is found again in each step, and where its gradient is in that of the part."""
 
     segment: int
     gradient: slice
-    parameters: Array
-    scratch: Array
-    state: dict[str, Array]
+    block: Block
 
 
 Rule = Callable[[Block], None]
+MakeBlock = Callable[[int, Array, dict[str, Array]], Block]
+"""Makes the block that begins with element `first` of all, from its `parameters` and `state`."""
 
 
 class Optimizer(ABC):
@@ -69,6 +65,8 @@ class Optimizer(ABC):
     # The settings by PyTorch's names, and what each must be.
     checks: ClassVar[Mapping[str, Check]] = {}
     state_names: ClassVar[tuple[str, ...]] = ()
+    # Whether rules can be taken up in the middle, as said above.
+    can_resume: ClassVar[bool] = True
 
     def __init__(self, params: Params, defaults: Mapping[str, Any], allocate: Allocate | None = None) -> None:
         self.flat, groups = read_params(params)
@@ -81,7 +79,7 @@ class Optimizer(ABC):
         )
         self._segments = self._cut()
         self._trained = self._flags()
-        self._scratch = np.empty(min(BLOCK_SIZE, self.flat.size), self.flat.dtype)
+        self._scratch = np.empty((2, min(BLOCK_SIZE, self.flat.size)), self.flat.dtype)
 
     @property
     def lr(self) -> float:
@@ -127,34 +125,39 @@ class Optimizer(ABC):
         """How the current step updates a block, for each group: for `update_pieces`."""
         return [self._step_rule(group.settings) for group in self.param_groups]
 
-    def pieces(self, lo: int, hi: int) -> list[Piece]:
+    def pieces(self, lo: int, hi: int, make: MakeBlock | None = None) -> list[Piece]:
         """Elements [lo, hi) cut into blocks, for whoever takes one step after another for them.
 
         Valid as long as parameters and state stay where they are, and the same parameters require a gradient.
         """
-        data, scratch, vectors = self.flat.data, self._scratch, self.state.items()
+        make = make or self.block
+        data, vectors = self.flat.data, self.state.items()
         return [
             Piece(
                 position,
                 slice(start - lo, stop - lo),
-                data[start:stop],
-                scratch[: stop - start],
-                {name: vector[start:stop] for name, vector in vectors},
+                make(start, data[start:stop], {name: vector[start:stop] for name, vector in vectors}),
             )
             for position, (first, last, _) in enumerate(self._segments)
             for start, stop in _blocks(max(first, lo), min(last, hi))
         ]
+
+    def block(self, first: int, parameters: Array, state: dict[str, Array]) -> Block:
+        """A block of at most BLOCK_SIZE elements, from `first` on, with scratch memory that all such blocks share."""
+        scratch, other = self._scratch[:, : len(parameters)]
+        return Block(parameters, scratch, other, state)
 
     def update_pieces(self, pieces: Sequence[Piece], rules: Sequence[Rule], gradient: Array) -> None:
         """`update` for elements [lo, hi), by their `pieces` and the `rules` of the current step. Nothing is checked.
 
         `gradient`: (hi - lo,), which may be overwritten.
         """
-        for segment, part, parameters, scratch, state in pieces:
+        for segment, part, block in pieces:
             own, number = gradient[part], self._segments[segment].rule
             if self.param_groups[number].settings["maximize"]:
                 np.negative(own, out=own)
-            rules[number](Block(parameters, own, scratch, state))
+            block.begin(own)
+            rules[number](block)
 
     def advance(self) -> None:
         """Counts the step that `update` has taken."""

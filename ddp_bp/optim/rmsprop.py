@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ddp_bp.optim.optimizer import Block, Optimizer, Rule, decay
+from ddp_bp.optim.block import Block
+from ddp_bp.optim.optimizer import Optimizer, Rule, decay
 from ddp_bp.optim.settings import Check, Params, flag, fraction, non_negative
 from ddp_bp.optim.state import Allocate
 
@@ -73,18 +74,18 @@ class RMSprop(Optimizer):
         weight_decay, momentum, centered = settings["weight_decay"], settings["momentum"], settings["centered"]
 
         def update(block: Block) -> None:
-            parameters, gradient, scratch, state = block
+            gradient, scratch, other, state = block.gradient, block.scratch, block.other, block.state
             square_avg = state["square_avg"]
             decay(block, weight_decay)
+            np.multiply(square_avg, alpha, out=other)
             np.multiply(gradient, gradient, out=scratch)
             scratch *= 1.0 - alpha
-            square_avg *= alpha
-            square_avg += scratch
+            block.set_sum_(square_avg)
             if centered:
                 grad_avg = state["grad_avg"]
                 np.subtract(gradient, grad_avg, out=scratch)
                 scratch *= 1.0 - alpha
-                grad_avg += scratch
+                block.add_(grad_avg)
                 np.multiply(grad_avg, grad_avg, out=scratch)
                 np.subtract(square_avg, scratch, out=scratch)
                 np.maximum(scratch, 0.0, out=scratch)
@@ -92,14 +93,14 @@ class RMSprop(Optimizer):
             else:
                 np.sqrt(square_avg, out=scratch)
             scratch += eps
-            gradient /= scratch
+            np.divide(gradient, scratch, out=scratch)
             if momentum:
                 buffer = state["momentum_buffer"]
-                buffer *= momentum
-                buffer += gradient
+                np.multiply(buffer, momentum, out=other)
+                block.set_sum_(buffer)
                 np.multiply(buffer, lr, out=scratch)
             else:
-                np.multiply(gradient, lr, out=scratch)
-            parameters -= scratch
+                scratch *= lr
+            block.subtract_(block.parameters)
 
         return update

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ddp_bp.errors import InputError
-from ddp_bp.optim.optimizer import Block, Optimizer, Rule, decay
+from ddp_bp.optim.block import Block
+from ddp_bp.optim.optimizer import Optimizer, Rule, decay
 from ddp_bp.optim.settings import Check, Params, finite, flag, non_negative
 from ddp_bp.optim.state import Allocate
 
@@ -72,22 +73,23 @@ class SGD(Optimizer):
         first, nesterov, share = self.num_steps == 0, settings["nesterov"], 1.0 - settings["dampening"]
 
         def update(block: Block) -> None:
-            parameters, direction, scratch, state = block
+            direction, scratch = block.gradient, block.scratch
             decay(block, weight_decay)
             if momentum:
-                buffer = state["momentum_buffer"]
+                buffer = block.state["momentum_buffer"]
                 if first:
-                    np.copyto(buffer, direction)
+                    np.copyto(scratch, direction)
+                    block.set_(buffer)
                 else:
-                    buffer *= momentum
+                    np.multiply(buffer, momentum, out=block.other)
                     np.multiply(direction, share, out=scratch)
-                    buffer += scratch
+                    block.set_sum_(buffer)
                 if nesterov:
                     np.multiply(buffer, momentum, out=scratch)
                     direction += scratch
                 else:
                     direction = buffer
             np.multiply(direction, lr, out=scratch)
-            parameters -= scratch
+            block.subtract_(block.parameters)
 
         return update

@@ -1,8 +1,11 @@
 """What each rank is doing to the shared state, noted where the ranks of its node can read it, so that they can go on.
 
-A rank notes how far it is in a step, and before it changes a block of its slice in place, what the block was. So a
-death at any instruction leaves every block as it was, as it is to be, or as its copy in the journal says. Nobody waits
-for the journal; it is read only when a rank has died. Knows neither what a step computes nor which vectors are changed.
+A rank notes how far it is in a step, and which piece of its slice it is changing in place. What a death in the middle
+of that leaves is mended in one of two ways. Where new values are written one vector after another, out of memory that
+lies here (scratch), others make the write again that was under way, and go on from there. Where they are not, the piece
+is copied before, and gets back what it was. So a death at any instruction leaves every piece as it was, as it is to be,
+or as the journal says. Nobody waits for the journal; it is read only when a rank has died. Knows neither what a step
+computes nor which vectors are changed.
 
 Writes of one process are seen by others in their order on x86, and on any processor once the writer is dead and the
 kernel has said so.
@@ -35,13 +38,18 @@ class Stage(IntEnum):
     """It knows that all slices have been."""
 
 
-# The last three: how many elements of the slice are done, where the block begins that is being changed, and how many
-# are done with that.
-_STEP, _STAGE, _DONE, _FIRST, _LAST = range(5)
-_NUM_NOTES = 5
+# The last three: how far the slice is, where the piece begins that is being changed, and how many elements it has. The
+# first of them says two things in one number, that none is ever seen without the other: how many elements are done,
+# times 32, and how far the piece is that comes after them; see `mark`.
+_STEP, _STAGE, _PROGRESS, _FIRST, _SIZE = range(5)
+_MARK_BITS = 5
+# Ranks that write into the same line of the cache would wait for each other.
+_NUM_NOTES = 8
 
 JOURNAL = "journal"
 """What the memory is called that the notes lie in."""
+_NUM_SCRATCH = 2
+
 NOTE_BYTES = _NUM_NOTES * np.dtype(np.int64).itemsize
 """How many bytes a rank's notes take; those of the ranks of a node lie one after another."""
 
@@ -55,12 +63,17 @@ def num_committed_steps(notes: bytes) -> int:
     return int((rows[:, _STEP] + (rows[:, _STAGE] == Stage.COMMITTED)).max())
 
 
-class Protection(NamedTuple):
-    """A block of the state, `size` elements from `first` on: what is to be copied where before it is changed."""
+class Begun(NamedTuple):
+    """A piece [lo, hi) that was being changed when its rank died, `num_writes` of whose vectors have been written.
 
-    first: int
-    size: int
-    copies: list[tuple[Array, Array]]
+    is_writing: whether the next one was under way. It was made of `scratch` (2, hi - lo).
+    """
+
+    lo: int
+    hi: int
+    num_writes: int
+    is_writing: bool
+    scratch: Array
 
 
 class Journal:
@@ -70,34 +83,41 @@ class Journal:
         self,
         arena: Arena,
         row_bytes: int,
-        num_vectors: int,
-        block_elements: int,
+        num_copies: int,
+        piece_elements: int,
         dtype: npt.DTypeLike,
         position: tuple[int, Stage] = (-1, Stage.COMMITTED),
         *,
-        keeps_blocks: bool = True,
+        is_read: bool = True,
     ) -> None:
         """Collective.
 
         Args:
             row_bytes: the size of a rank's row of the agreement, which is kept here.
-            num_vectors: how many vectors a block of the state has.
-            block_elements: the most elements that are changed at once, on any rank.
+            num_copies: how many vectors are copied before a piece of them is changed; 0 if writes are made again.
+            piece_elements: the most elements that are changed at once, on any rank.
             position: where all ranks begin.
-            keeps_blocks: whether others will go on if a rank dies, and so must know what a block was.
+            is_read: whether others will go on if a rank dies.
         """
         communicator, nodes = arena.communicator, arena.nodes
         self._ranks = nodes.ranks[nodes.node_of_rank[communicator.rank]]
         count, place = len(self._ranks), self._ranks.index(communicator.rank)
         self._notes = arena.allocate(JOURNAL, (count, _NUM_NOTES), np.int64)
         self._rows = arena.allocate("rows", (count, row_bytes), np.uint8)
-        self._keeps_blocks = keeps_blocks and communicator.can_lose_ranks and communicator.size > 1
-        shape = (count, num_vectors, block_elements if self._keeps_blocks else 0)
-        self._blocks = arena.allocate("undo", shape, dtype)
-        self._own, self._own_block = self._notes[place], self._blocks[place]
+        is_read = is_read and communicator.can_lose_ranks and communicator.size > 1
+        self.copies = is_read and num_copies > 0
+        """Whether pieces are to be copied before they are changed."""
+        self.marks = is_read and not num_copies
+        """Whether they are to be changed out of `scratch`, with a mark before and after each write."""
+        shape = (count, num_copies or _NUM_SCRATCH, piece_elements if is_read else 0)
+        self._pieces = arena.allocate("pieces", shape, dtype)
+        self.scratch: Array = self._pieces[place]
+        """(2, piece_elements), where others see it when this rank has died; without `marks` not to be used."""
+        self._own = self._notes[place].data
+        self._num_done = self._base = 0
         self.row = self._rows[place]
         """This rank's row of the agreement."""
-        self._own[:] = *position, 0, 0, 0
+        self._notes[place, :2] = position
         communicator.barrier()
 
     # ---- writing
@@ -110,30 +130,35 @@ class Journal:
         self._own[_STAGE] = stage
 
     def begin_slice(self) -> None:
-        """From here on elements of this rank's slice will be changed in place, one block after another."""
-        self._own[_LAST] = self._own[_DONE] = 0
+        """From here on elements of this rank's slice will be changed in place, one piece after another."""
+        self._num_done = self._base = self._own[_PROGRESS] = 0
         self._own[_STAGE] = Stage.UPDATING
 
-    def protection(self, lo: int, hi: int, vectors: Sequence[Array]) -> Protection:
-        """What `protect` takes for elements [lo, hi) of `vectors`, found once for many steps."""
-        if not self._keeps_blocks:
-            return Protection(lo, hi - lo, [])
-        copies = [(copy[: hi - lo], vector[lo:hi]) for copy, vector in zip(self._own_block, vectors, strict=True)]
-        return Protection(lo, hi - lo, copies)
+    def begin_piece(self, first: int, size: int, offset: int = 0) -> None:
+        """The elements from `first` on, so many, are changed next; `offset` of those before in the order are done.
 
-    def protect(self, block: Protection) -> None:
-        """Keep the elements of `block`, which are about to be changed: those whose turn it is."""
-        if not block.copies:
-            return
-        for copy, original in block.copies:
-            np.copyto(copy, original)
-        self._own[_FIRST] = block.first
-        # Only this makes the block one that is being changed.
-        self._own[_LAST] = self._own[_DONE] + block.size
+        That is, after those that are finished.
+        """
+        # Nothing of the piece counts before there is a mark.
+        self._base = self._own[_PROGRESS] = self._num_done + offset << _MARK_BITS
+        self._own[_FIRST] = first
+        self._own[_SIZE] = size
 
-    def finish_block(self, num_elements: int) -> None:
+    def mark(self, number: int) -> None:
+        """How far the piece is: 2 n when n vectors are written, 2 n + 1 while the next is; or 1 once it is copied."""
+        self._own[_PROGRESS] = self._base | number
+
+    def copy_piece(self, lo: int, hi: int, vectors: Sequence[Array]) -> None:
+        """Keep elements [lo, hi) of `vectors`, which are about to be changed."""
+        self.begin_piece(lo, hi - lo)
+        for copy, vector in zip(self.scratch, vectors, strict=True):
+            np.copyto(copy[: hi - lo], vector[lo:hi])
+        self.mark(1)
+
+    def finish(self, num_elements: int) -> None:
         """So many elements of this rank's slice more, in the order of its update, have their new values."""
-        self._own[_DONE] += num_elements
+        self._num_done += num_elements
+        self._own[_PROGRESS] = self._num_done << _MARK_BITS
 
     # ---- reading, once a rank has died
 
@@ -146,24 +171,45 @@ class Journal:
         """The row of the agreement of a rank of this node, at or after READY."""
         return bytes(self._rows[self._ranks.index(rank)])
 
-    def undo_block(self, rank: int, vectors: Sequence[Array]) -> None:
-        """Give the block that a dead rank was changing its old values. To be called by one rank, when others wait."""
+    def undo_piece(self, rank: int, vectors: Sequence[Array]) -> None:
+        """Give the piece that a dead rank was changing its old values. To be called by one rank, when others wait.
+
+        Nothing is to be done where writes are made again.
+        """
         place = self._ranks.index(rank)
-        _, _, done, first, last = self._notes[place].tolist()
-        size = last - done
-        if size > 0:
-            for copy, vector in zip(self._blocks[place], vectors, strict=True):
+        _, mark = self._progress(rank)
+        if self.copies and mark:
+            first, size = self._notes[place, [_FIRST, _SIZE]].tolist()
+            for copy, vector in zip(self._pieces[place], vectors, strict=True):
                 vector[first : first + size] = copy[:size]
 
-    def left_over(self, rank: int, order: Sequence[Bounds]) -> list[Bounds]:
-        """What of a rank's slice has not been updated in the step at which it is UPDATING.
+    def begun(self, rank: int) -> Begun | None:
+        """The piece that a rank, at UPDATING, has begun to write and has not finished."""
+        _, mark = self._progress(rank)
+        if not self.marks or not mark:
+            return None
+        place = self._ranks.index(rank)
+        first, size = self._notes[place, [_FIRST, _SIZE]].tolist()
+        return Begun(first, first + size, mark // 2, bool(mark % 2), self._pieces[place, :, :size])
 
-        `order`: the pieces of the slice in the order of its update.
+    def left_over(self, rank: int, order: Sequence[Bounds]) -> list[Bounds]:
+        """What of a rank's slice has not been updated to the end in the step at which it is UPDATING.
+
+        `order`: the pieces of the slice in the order of its update. What is `begun` is an entry of its own.
         """
-        done, rest = int(self._notes[self._ranks.index(rank), _DONE]), []
+        (done, _), begun, rest = self._progress(rank), self.begun(rank), []
         for lo, hi in order:
             skipped = min(done, hi - lo)
             done -= skipped
-            if lo + skipped < hi:
-                rest.append((lo + skipped, hi))
+            lo += skipped
+            if begun is not None and lo < hi:
+                rest.append((lo, begun.hi))
+                lo, begun = begun.hi, None
+            if lo < hi:
+                rest.append((lo, hi))
         return rest
+
+    def _progress(self, rank: int) -> tuple[int, int]:
+        """How many elements of a rank's slice are done, and the mark of the piece after them."""
+        progress = int(self._notes[self._ranks.index(rank), _PROGRESS])
+        return progress >> _MARK_BITS, progress & (1 << _MARK_BITS) - 1

@@ -23,6 +23,7 @@ from ddp_bp.errors import InputError
 from ddp_bp.optim import Optimizer
 from ddp_bp.parallel.agreement import Agreement
 from ddp_bp.parallel.bucket_exchange import BucketExchange
+from ddp_bp.parallel.journal import Journal
 from ddp_bp.parallel.mpi import MpiCommunicator
 from ddp_bp.parallel.single import SingleCommunicator
 from ddp_bp.parallel.walk import total_of
@@ -30,6 +31,7 @@ from ddp_bp.worker.checkpointing import Checkpointing
 from ddp_bp.worker.loop import TrainingLoop
 from ddp_bp.worker.objective import Objective
 from ddp_bp.worker.recovery import Recovery
+from ddp_bp.worker.redo import MarkedBlock
 from ddp_bp.worker.team import brief, build_team
 from ddp_bp.worker.update import Update
 
@@ -66,14 +68,14 @@ class Death(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Place(NamedTuple):
     """Where a point is: any of these functions, or (`inside`) any traced event within a call of one of them.
 
-    `module`: inside of them, what that module and those below it do alone. `caller`: the function whose calls count.
-    `aside`: another thread ends the process, as soon as this one gives way, which it does within MPI.
+    `module`: inside of them, what that module, or any of several, and those below it do alone. `caller`: the function
+    whose calls count. `aside`: another thread ends the process as soon as this one gives way, which it does within MPI.
     """
 
     functions: frozenset[CodeType]
     event: Literal["call", "line", "return"] = "call"
     inside: bool = False
-    module: str = ""
+    module: str | tuple[str, ...] = ""
     caller: CodeType | None = None
     aside: bool = False
 
@@ -82,6 +84,8 @@ def _codes(*functions: Callable[..., Any]) -> frozenset[CodeType]:
     return frozenset(function.__code__ for function in functions)
 
 
+# What updates a block, and what marks how far that is.
+_OPTIMIZER_MODULES = (Optimizer.__module__.rpartition(".")[0], MarkedBlock.__module__, Journal.__module__)
 _PLACES: Mapping[Point, _Place] = MappingProxyType(
     {
         "forward": _Place(_codes(Objective.train), inside=True),
@@ -93,7 +97,7 @@ _PLACES: Mapping[Point, _Place] = MappingProxyType(
             aside=True,
         ),
         "reduce": _Place(_codes(total_of, BucketExchange.reduce)),
-        "optimizer": _Place(_codes(Update._update_block), "line", True, Optimizer.__module__.rpartition(".")[0]),
+        "optimizer": _Place(_codes(Update._update_block), "line", True, _OPTIMIZER_MODULES),
         "before-commit": _Place(_codes(MpiCommunicator.barrier), caller=Update.take_step.__code__),
         "checkpoint": _Place(_codes(Checkpointing.begin), "return"),
         "recovery": _Place(_codes(Recovery.run, TrainingLoop.go_on), inside=True, module="ddp_bp"),

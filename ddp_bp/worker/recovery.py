@@ -5,7 +5,8 @@ lie there as well. So those that are left can tell, the same on each of them, wh
 
 * shards that a dead rank had not finished are computed by the others, and only these;
 * if the ranks had agreed on the step, it is taken, whoever knew of that: what a dead rank had left of its slice is
-  updated by the others of its node, the block that it was in the middle of from a copy of what it was;
+  updated by the others of its node, the piece that it was in the middle of from the write that was under way (`redo`),
+  or, where there is one, from a copy of what it was;
 * a rank that does not know yet that a step was complete is told.
 
 Then spares join the team where there are some (`crew`). A node of which nobody is left takes its part of the
@@ -26,14 +27,14 @@ from ddp_bp.parallel.agreement import Account, Status, account_of, verdict_of
 from ddp_bp.parallel.arena import Arena
 from ddp_bp.parallel.communicator import Array, Bounds, Communicator
 from ddp_bp.parallel.holdings import Holdings
-from ddp_bp.parallel.journal import Stage
+from ddp_bp.parallel.journal import Begun, Stage
 from ddp_bp.parallel.membership import shard_run
 from ddp_bp.parallel.nodes import Nodes, nodes_of_survivors
 from ddp_bp.worker.crew import Crew
 from ddp_bp.worker.failures import RankFailure, raise_together
 from ddp_bp.worker.step import StepResult, result_of, take
 from ddp_bp.worker.team import Team, Trained, build_finishing_team, build_team
-from ddp_bp.worker.update import changed_vectors, restores_slices
+from ddp_bp.worker.update import copied_vectors, restores_slices
 
 Position = tuple[int, int]
 
@@ -170,8 +171,10 @@ class Recovery:
             ready = set(positions) - set(unfinished)
             verdict = verdict_of([*(account_of(rows[rank], rank, runs[rank]) for rank in sorted(ready)), *accounts])
         raise_together(verdict, None, f"at step {step}")
-        pending = self._pending(base, step, positions)
-        self._finishing = build_finishing_team(base, communicator, nodes, ranges, holdings, pending, verdict, step)
+        pending, begun = self._pending(base, step, positions)
+        self._finishing = build_finishing_team(
+            base, communicator, nodes, ranges, holdings, pending, begun, verdict, step
+        )
 
     def _take(self) -> None:
         """Take the step if all are ready for that."""
@@ -296,27 +299,34 @@ class Recovery:
         ]
         return _joined(base, holdings, set(unfinished), nodes, left, everyone, vectors), accounts
 
-    def _pending(self, base: Team, step: int, positions: dict[int, Position]) -> list[Bounds]:
-        """What of this node's elements has not been updated. Blocks that were being changed get back what they were."""
+    def _pending(self, base: Team, step: int, positions: dict[int, Position]) -> tuple[list[Bounds], list[Begun]]:
+        """What of this node's elements has not been updated, and which entries of that were being written.
+
+        Where pieces were copied before they were changed, they get back what they were.
+        """
         own = base.communicator.rank
         number = base.nodes.node_of_rank[own]
         of_node = base.nodes.ranks[number]
-        starts_anew = restores_slices(base.trained.optimizer)
-        vectors = changed_vectors(base.trained.parameters, base.trained.optimizer, base.trained.average)
+        copied = copied_vectors(base.trained.parameters, base.trained.optimizer, base.trained.average)
         if own == next(rank for rank in of_node if rank in self._left()):
             for rank in of_node:
                 if positions[rank] in ((step, Stage.UPDATING), (step, Stage.UPDATED)):
-                    base.journal.undo_block(rank, vectors)
-        if starts_anew:
-            return [base.exchange.ranges[number]]
-        pending = []
+                    base.journal.undo_piece(rank, copied)
+        if restores_slices(base.trained.optimizer):
+            return [base.exchange.ranges[number]], []
+        pending: list[Bounds] = []
+        begun: list[Begun] = []
         for rank in of_node:
             order = base.update.order_of(rank)
             if positions[rank] == (step, Stage.UPDATING):
                 pending += base.journal.left_over(rank, order)
+                if (piece := base.journal.begun(rank)) is not None:
+                    begun.append(piece)
             elif positions[rank] < (step, Stage.UPDATING):
                 pending += order
-        return sorted(pending)
+        # What was to be gone on with then and has no mark of the base team's is still as it was found.
+        begun += base.update.begun
+        return sorted(pending), begun
 
 
 def _gather(communicator: Communicator, own: Any, kind: type[Message]) -> list[Message]:

@@ -23,7 +23,7 @@ from ddp_bp.parallel.buckets import cut_buckets
 from ddp_bp.parallel.communicator import Array, Bounds, Communicator
 from ddp_bp.parallel.exchange import Exchange
 from ddp_bp.parallel.holdings import Holdings, of_shard_runs
-from ddp_bp.parallel.journal import Journal, Stage
+from ddp_bp.parallel.journal import Begun, Journal, Stage
 from ddp_bp.parallel.nodes import Nodes
 from ddp_bp.worker.audit import Audit
 from ddp_bp.worker.comparison import Comparison
@@ -33,7 +33,7 @@ from ddp_bp.worker.objective import Objective
 from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.shards import ShardComputation
 from ddp_bp.worker.step import TrainingStep
-from ddp_bp.worker.update import Update, block_elements, changed_vectors, needs_norms
+from ddp_bp.worker.update import Update, copied_vectors, needs_norms, piece_elements
 
 
 @dataclass(frozen=True)
@@ -205,13 +205,14 @@ def build_finishing_team(
     ranges: Sequence[Bounds],
     holdings: Holdings,
     pending: Sequence[Bounds],
+    begun: Sequence[Begun],
     verdict: Verdict,
     step: int,
 ) -> Team:
     """A team that takes the step `step` of `base` on from where that stood. Collective.
 
     `holdings`: of partials, which are complete; `pending`: what has not been updated yet of the elements that belong to
-    this node.
+    this node; `begun`: which entries of it were being written, and how far.
     """
     trained, arena = base.trained, Arena(communicator, nodes)
     exchange = Exchange(
@@ -225,7 +226,7 @@ def build_finishing_team(
         pending=None if needs_norms(trained.optimizer, trained.clip_norm) else pending,
     )
     journal = _journal(trained, arena, exchange, (step, Stage.READY))
-    update = _update(trained, communicator, exchange, journal, pending)
+    update = _update(trained, communicator, exchange, journal, pending, begun)
     return Team(
         trained,
         communicator,
@@ -273,11 +274,11 @@ def _journal(
     return Journal(
         arena,
         row_size(trained.plan.num_shards, arena.communicator.size),
-        len(changed_vectors(trained.parameters, trained.optimizer, trained.average)),
-        block_elements(trained.optimizer, exchange.longest_slice),
+        len(copied_vectors(trained.parameters, trained.optimizer, trained.average)),
+        piece_elements(trained.optimizer, exchange.longest_slice),
         trained.parameters.dtype,
         position,
-        keeps_blocks=trained.recovers,
+        is_read=trained.recovers,
     )
 
 
@@ -287,6 +288,7 @@ def _update(
     exchange: Exchange | BucketExchange,
     journal: Journal,
     pending: Sequence[Bounds] | None = None,
+    begun: Sequence[Begun] = (),
 ) -> Update:
     return Update(
         parameters=trained.parameters,
@@ -301,5 +303,6 @@ def _update(
         clip_value=trained.clip_value,
         average=trained.average,
         pending=pending,
+        begun=begun,
         compression=trained.compression,
     )

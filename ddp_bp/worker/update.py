@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,28 +18,23 @@ import numpy.typing as npt
 from ddp_bp.engine.buffers import Buffers
 from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.optim import ExponentialMovingAverage, Optimizer
+from ddp_bp.optim.block import Block
 from ddp_bp.optim.clip import clip_coefficient, clip_value_
 from ddp_bp.optim.layerwise import LayerwiseOptimizer
-from ddp_bp.optim.optimizer import Piece, Rule
+from ddp_bp.optim.optimizer import MakeBlock, Piece, Rule
 from ddp_bp.optim.rows import ROW_ELEMENTS, row_square_sums
 from ddp_bp.parallel.apart import allocate_apart
 from ddp_bp.parallel.bucket_exchange import BucketExchange
 from ddp_bp.parallel.communicator import Bounds, Communicator
 from ddp_bp.parallel.exchange import Exchange
-from ddp_bp.parallel.journal import Journal, Protection, Stage
+from ddp_bp.parallel.journal import Begun, Journal, Stage
 from ddp_bp.parallel.membership import clip_bounds, overlap
 from ddp_bp.parallel.walk import BLOCK_ELEMENTS
 from ddp_bp.worker.compression import Compression
 from ddp_bp.worker.phases import Phase, PhaseClock
+from ddp_bp.worker.redo import MarkedBlock, ResumedBlock, begun_at
 
 Array = npt.NDArray[Any]
-
-
-class _Block(NamedTuple):
-    """What is changed together, as it is found again in each step."""
-
-    protection: Protection
-    pieces: list[Piece]
 
 
 class Update:
@@ -60,15 +55,17 @@ class Update:
         clip_value: float | None = None,
         average: ExponentialMovingAverage | None = None,
         pending: Sequence[Bounds] | None = None,
+        begun: Sequence[Begun] = (),
         compression: Compression | None = None,
     ) -> None:
         """Vectors are (P + B,): parameters, and after them the buffers' moves. `average` follows the parameters.
 
         moves: (B,), in memory that the ranks of the node share.
-        journal: where this rank notes what it changes; see `block_elements` and `changed_vectors`.
+        journal: where this rank notes what it changes; see `piece_elements` and `copied_vectors`.
         clip_norm: the largest Euclidean norm of the mean gradient.
         clip_value: the largest absolute value of an element of it.
         pending: which elements have not been updated yet, where another rank has begun the step; all by default.
+        begun: which entries of `pending` were being written, and how far.
         compression: what hears that a step has been taken.
         """
         self._parameters, self._buffers = parameters, buffers
@@ -81,11 +78,13 @@ class Update:
         communicator.allgather(own, self._slices)
         self._lo, self._hi = own.tolist()
         self._moves, self._journal = moves, journal
-        self._changed = changed_vectors(parameters, optimizer, average)
+        self._copied = copied_vectors(parameters, optimizer, average)
         self._pending, self._compression = pending, compression
+        self.begun = tuple(begun)
+        """What had been begun by others when this update was made for the rest of a step."""
         takes_norms = needs_norms(optimizer, clip_norm)
         self._gradient = allocate_apart(self._hi - self._lo, parameters.dtype) if takes_norms else None
-        self._blocks: dict[Bounds, _Block] = {}
+        self._pieces: dict[Bounds, list[Piece]] = {}
         self._rules: list[Rule] = []
         self.squared_norm = math.nan
         """This rank's part of the squared norm of the last mean gradient, before clipping."""
@@ -131,7 +130,7 @@ class Update:
                 else:
                     self._gradient[lo - self._lo : lo - self._lo + num_gradient] = gradient
             if self._gradient is None:
-                self._journal.finish_block(hi - lo)
+                self._journal.finish(hi - lo)
             self._clock.lap(Phase.OPTIMIZER)
 
         self._journal.begin_slice()
@@ -183,15 +182,30 @@ class Update:
             yield
 
     def _update_block(self, lo: int, hi: int, gradient: Array) -> None:
-        block = self._blocks.get((lo, hi))
-        if block is None:
+        pieces = self._pieces.get((lo, hi))
+        if pieces is None:
             # Found once: the blocks of a slice are the same in every step.
-            protection = self._journal.protection(lo, hi, self._changed)
-            block = self._blocks[lo, hi] = _Block(protection, self._optimizer.pieces(lo, hi))
-        self._journal.protect(block.protection)
-        self._optimizer.update_pieces(block.pieces, self._rules, gradient)
+            pieces = self._pieces[lo, hi] = self._optimizer.pieces(lo, hi, self._blocks_of(lo))
+        if self._journal.copies:
+            self._journal.copy_piece(lo, hi, self._copied)
+        self._optimizer.update_pieces(pieces, self._rules, gradient)
         if self._average is not None:
             self._average.update(lo, hi)
+
+    def _blocks_of(self, lo: int) -> MakeBlock | None:
+        """How the pieces of what begins at `lo` are written; None if nobody would go on with them."""
+        begun = begun_at(self.begun, lo)
+        if not self._journal.marks and begun is None:
+            return None
+
+        def make(first: int, parameters: Array, state: dict[str, Array]) -> Block:
+            if self._journal.marks:
+                block: Block = MarkedBlock(parameters, state, self._journal, first, first - lo)
+            else:
+                block = self._optimizer.block(first, parameters, state)
+            return block if begun is None else ResumedBlock(block, first, begun)
+
+        return make
 
     def _update_slice(self, gradient: Array) -> None:
         """The step where it takes norms over all slices first."""
@@ -200,7 +214,8 @@ class Update:
             gradient *= clip_coefficient(self._norm(gradient), self._clip_norm)
         if isinstance(self._optimizer, LayerwiseOptimizer):
             # What it takes norms of is in the state already, so that its whole slice is one block.
-            self._journal.protect(self._journal.protection(lo, hi, self._changed))
+            if self._journal.copies:
+                self._journal.copy_piece(lo, hi, self._copied)
             norms = self._layer_norms(self._optimizer, gradient)
             if lo < hi:
                 self._optimizer.update(lo, hi, gradient, norms)
@@ -211,7 +226,7 @@ class Update:
                 for start in range(max(first, lo), min(last, hi), BLOCK_ELEMENTS):
                     stop = min(start + BLOCK_ELEMENTS, last, hi)
                     self._update_block(start, stop, gradient[start - lo : stop - lo])
-                    self._journal.finish_block(stop - start)
+                    self._journal.finish(stop - start)
         self._clock.lap(Phase.OPTIMIZER)
 
     def _norm(self, gradient: Array) -> float:
@@ -253,8 +268,8 @@ def needs_norms(optimizer: Optimizer, clip_norm: float | None) -> bool:
     return clip_norm is not None or isinstance(optimizer, LayerwiseOptimizer)
 
 
-def block_elements(optimizer: Optimizer, slice_elements: int) -> int:
-    """How many elements of a slice are changed at once, and so must be restored together."""
+def piece_elements(optimizer: Optimizer, slice_elements: int) -> int:
+    """How many elements of a slice are changed at once, and so must be mended together."""
     return slice_elements if restores_slices(optimizer) else min(BLOCK_ELEMENTS, slice_elements)
 
 
@@ -263,8 +278,10 @@ def restores_slices(optimizer: Optimizer) -> bool:
     return isinstance(optimizer, LayerwiseOptimizer)
 
 
-def changed_vectors(
+def copied_vectors(
     parameters: FlatParameters, optimizer: Optimizer, average: ExponentialMovingAverage | None
 ) -> list[Array]:
-    """The vectors (P,) that a step changes in place."""
+    """The vectors (P,) of which a piece is copied before it is changed in place; none if writes can be made again."""
+    if optimizer.can_resume and average is None:
+        return []
     return [parameters.data, *optimizer.state.values(), *(average.state.values() if average else ())]

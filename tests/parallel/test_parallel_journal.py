@@ -39,21 +39,21 @@ def test_what_is_left_over_is_what_was_not_changed_in_any_order(
         before = [vector.copy() for vector in vectors]
         if comm.rank == 1:
             # What an earlier step has left in the notes means nothing.
-            journal.protect(journal.protection(0, min(end, BLOCK), vectors))
-            journal.finish_block(end)
+            journal.copy_piece(0, min(end, BLOCK), vectors)
+            journal.finish(end)
             journal.begin_slice()
         comm.barrier()
         assert comm.rank == 0 or journal.left_over(1, order) == list(order)
         done = blocks[:num_blocks]
         if comm.rank == 1:
             for lo, hi in done:
-                journal.protect(journal.protection(lo, hi, vectors))
+                journal.copy_piece(lo, hi, vectors)
                 for vector in vectors:
                     vector[lo:hi] = -1
-                journal.finish_block(hi - lo)
+                journal.finish(hi - lo)
             if dies_within:
                 lo, hi = blocks[num_blocks]
-                journal.protect(journal.protection(lo, hi, vectors))
+                journal.copy_piece(lo, hi, vectors)
                 for vector in vectors:
                     vector[lo : lo + (hi - lo) // 2 + 1] = -1
         told = comm.allgather_bytes(b"".join(vector.tobytes() for vector in vectors))[1]
@@ -61,7 +61,7 @@ def test_what_is_left_over_is_what_was_not_changed_in_any_order(
         if comm.rank == 1:
             return
         assert journal.position(1)[1] is Stage.UPDATING
-        journal.undo_block(1, vectors)
+        journal.undo_piece(1, vectors)
         left = {at for lo, hi in journal.left_over(1, order) for at in range(lo, hi)}
         changed = {at for lo, hi in done for at in range(lo, hi)}
         assert left == {at for lo, hi in order for at in range(lo, hi)} - changed

@@ -1,6 +1,6 @@
 """Ranks that die at any point of a step, as threads: the others finish it, and all bits are as if nobody had died.
 
-Deaths come where a rank times its phases: between any two pieces of work.
+Deaths come where a rank times its phases, between any two pieces of work, and where it marks what it writes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ddp_bp.data import ShardPlan
 from ddp_bp.errors import NodeLostError, PeerLostError, RemoteError
 from ddp_bp.parallel.bucket_choice import BucketChoice
 from ddp_bp.parallel.communicator import Communicator
+from ddp_bp.parallel.journal import Journal
 from ddp_bp.parallel.nodes import Nodes, share
 from ddp_bp.parallel.threads import ThreadCommunicator, run_ranks
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
@@ -57,14 +58,46 @@ class MortalClock(PhaseClock):
                 self.communicator.die()
 
 
+class Marks(threading.local):
+    """How many marks the rank of this thread still makes in journals before it dies; None if it does not."""
+
+    communicator: Any = None
+    left: int | None = None
+
+
+MARKS = Marks()
+
+
+@pytest.fixture
+def mortal_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank dies right after a mark: nothing of the write that was announced is done then, or all of it."""
+    mark = Journal.mark
+
+    def mark_and_die(journal: Journal, number: int) -> None:
+        mark(journal, number)
+        if MARKS.left is not None:
+            MARKS.left -= 1
+            if MARKS.left < 0:
+                MARKS.communicator.die()
+
+    monkeypatch.setattr(Journal, "mark", mark_and_die)
+
+
 def train(
-    communicator: Communicator, case: Case, deaths: dict[int, int], built: threading.Barrier, num_spares: int = 0
+    communicator: Communicator,
+    case: Case,
+    deaths: dict[int, int],
+    built: threading.Barrier,
+    num_spares: int = 0,
+    marks: dict[int, int] | None = None,
 ) -> tuple[dict[str, np.ndarray], list[float], tuple[int, ...]] | None:
     """Take all steps, going on with those that are left, spares among them.
 
     What is then held whole, the losses, and who was in the last team; None on a spare that was not called.
-    `deaths`: for ranks that die, after how many laps. Nobody begins before all have `built` what they need.
+    `deaths`, `marks`: for ranks that die, after how many laps or marks. Nobody begins before all have `built` what they
+    need.
     """
+    MARKS.communicator, MARKS.left = communicator, (marks or {}).get(communicator.rank)
     clock = MortalClock(communicator, deaths.get(communicator.rank))
     trained, nodes, failures = build_trained(communicator, case, clock=clock)
     crew, release = Crew(communicator, nodes, num_spares), communicator.duplicate()
@@ -125,7 +158,9 @@ def whole_state(rank: Rank) -> dict[str, np.ndarray]:
     return state
 
 
-def check(case: Case, size: int, deaths: dict[int, int], num_spares: int = 0) -> int:
+def check(
+    case: Case, size: int, deaths: dict[int, int], num_spares: int = 0, marks: dict[int, int] | None = None
+) -> int:
     """Compare with an undisturbed run of one rank; how many ranks were in the team at the end.
 
     `size`: of the team; with `num_spares` more ranks.
@@ -133,7 +168,7 @@ def check(case: Case, size: int, deaths: dict[int, int], num_spares: int = 0) ->
     alone = dataclasses.replace(case, nodes=None)
     [(expected, losses, _)] = run_ranks(1, lambda c: train(c, alone, {}, threading.Barrier(1)))
     built = threading.Barrier(size + num_spares)
-    outcomes = run_ranks(size + num_spares, lambda c: train(c, case, deaths, built, num_spares))
+    outcomes = run_ranks(size + num_spares, lambda c: train(c, case, deaths, built, num_spares, marks))
     left = [outcome for outcome in outcomes if outcome is not None]
     for state, own_losses, team in left:
         assert own_losses == losses
@@ -183,11 +218,59 @@ def test_a_death_at_every_lap_of_a_step(laps: int, victim: int) -> None:
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.3], ids=["", "clipped"])
+@pytest.mark.parametrize("ema_decay", [None, 0.9], ids=["", "averaged"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("laps", [9, 11, 12, 13, 14, 15])
-def test_every_optimizer_is_finished_by_others(name: str, clip_norm: float | None, laps: int) -> None:
-    case = dataclasses.replace(WIDE, optimizer=OPTIMIZERS[name], clip_norm=clip_norm, ema_decay=0.9)
+def test_every_optimizer_is_finished_by_others(
+    name: str, ema_decay: float | None, clip_norm: float | None, laps: int
+) -> None:
+    case = dataclasses.replace(WIDE, optimizer=OPTIMIZERS[name], clip_norm=clip_norm, ema_decay=ema_decay)
     check(case, 3, {1: laps})
+
+
+@pytest.mark.usefixtures("mortal_marks")
+@pytest.mark.parametrize("clip_norm", [None, 0.3], ids=["", "clipped"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("marks", range(6, 13))
+def test_a_write_that_was_under_way_is_made_by_others(name: str, clip_norm: float | None, marks: int) -> None:
+    case = dataclasses.replace(WIDE, optimizer=OPTIMIZERS[name], clip_norm=clip_norm)
+    check(case, 3, {}, marks={1: marks})
+
+
+@pytest.mark.usefixtures("mortal_marks")
+@pytest.mark.parametrize("laps", range(9, 24))
+@pytest.mark.parametrize("marks", [6, 8, 10])
+def test_who_is_to_make_a_write_may_die_before_it_does(marks: int, laps: int) -> None:
+    assert check(WIDE, 3, {2: laps}, marks={1: marks}) == 1
+
+
+@pytest.mark.usefixtures("mortal_marks")
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 5), st.integers(0, 2), st.booleans(), st.booleans(), st.data())
+def test_who_makes_a_write_for_others_may_die_of_it(
+    size: int, num_spares: int, is_frozen: bool, has_nodes: bool, data: st.DataObject
+) -> None:
+    """Several die in one step or in different ones, also of what they take over of each other."""
+    victims = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=size - 1, unique=True))
+    if has_nodes:
+        victims = [victim for victim in victims if victim > 1]
+    marks = {victim: data.draw(st.integers(0, 24), label=f"marks of {victim}") for victim in victims}
+    deaths = {victim: data.draw(st.integers(9, LAST_LAP), label=f"laps of {victim}") for victim in victims[1:]}
+    case = dataclasses.replace(
+        WIDE,
+        build=partly_frozen_network if is_frozen else WIDE.build,
+        optimizer=OPTIMIZERS[data.draw(st.sampled_from(["Adam", "AdamW", "RMSprop", "Lion", "SGD", "Adagrad"]))],
+        nodes=[rank % 2 for rank in range(size + num_spares)] if has_nodes else None,
+    )
+    check(case, size, deaths, num_spares, marks)
+
+
+def partly_frozen_network() -> nn.Module:
+    """What is updated of a block is in several pieces."""
+    model = network(64, 119, 3)
+    for position, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(position % 2 == 0)
+    return model
 
 
 def batch_norm_network() -> nn.Module:
