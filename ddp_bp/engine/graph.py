@@ -136,13 +136,16 @@ class Node:
 
 
 def _homes(node: Node, edges: tuple[Edge, ...]) -> list[Array | None]:
-    """Where the operation may write its gradients: the homes of leaves that have no gradient yet, each once."""
+    """Where the operation may write its gradients: the homes of leaves that have no gradient yet, each once.
+
+    Not of one that another gradient of the same operation is added to before.
+    """
     homes: list[Array | None] = []
     for position in node.operation.writes:
         home = None
         if position < len(edges):
             edge = edges[position]
-            if type(edge) is Leaf and edge.grad is None and all(edge.home is not taken for taken in homes):
+            if type(edge) is Leaf and edge.grad is None and edge not in edges[:position]:
                 home = edge.home
         homes.append(home)
     return homes

@@ -140,6 +140,17 @@ def test_tied_parameters_have_one_slot_and_one_gradient() -> None:
     np.testing.assert_allclose(flat.finish_gradient(), [4.0] * 4)
 
 
+def test_a_parameter_that_is_both_factors_of_a_product() -> None:
+    values = np.random.default_rng(3).standard_normal((3, 3))
+    weight = Parameter(values.copy())
+    flat = FlatParameters([("weight", weight)])
+    flat.bind_gradient(np.full(9, np.nan))
+    outer = np.arange(9.0).reshape(3, 3)
+    (linear(weight, weight) * ddp.tensor(outer)).sum().backward()
+    # Of sum(outer * (w @ w.T)).
+    np.testing.assert_allclose(flat.finish_gradient().reshape(3, 3), (outer + outer.T) @ values)
+
+
 def test_a_frozen_parameter_has_a_zero_gradient() -> None:
     parameters = dict(named())
     parameters["bias"].requires_grad_(False)
