@@ -38,11 +38,11 @@ class Stage(IntEnum):
     """It knows that all slices have been."""
 
 
-# The last three: how far the slice is, where the piece begins that is being changed, and how many elements it has. The
-# first of them says two things in one number, that none is ever seen without the other: how many elements are done,
-# times 32, and how far the piece is that comes after them; see `mark`.
-_STEP, _STAGE, _PROGRESS, _FIRST, _SIZE = range(5)
-_MARK_BITS = 5
+# Step and stage; how far the slice is; where the piece begins that is being changed, and how many elements it has. The
+# first two say two things in one number each, so that neither is ever seen without the other: the step times 8 and the
+# stage, and how many elements are done, times 32, and how far the piece is that comes after them (see `mark`).
+_POSITION, _PROGRESS, _FIRST, _SIZE = range(4)
+_STAGE_BITS, _MARK_BITS = 3, 5
 # Ranks that write into the same line of the cache would wait for each other.
 _NUM_NOTES = 8
 
@@ -59,8 +59,8 @@ def num_committed_steps(notes: bytes) -> int:
 
     One less may come out for as long as a rank begins a step. Zeros after the last rank's notes change nothing.
     """
-    rows = np.frombuffer(notes, np.int64).reshape(-1, _NUM_NOTES)
-    return int((rows[:, _STEP] + (rows[:, _STAGE] == Stage.COMMITTED)).max())
+    positions = np.frombuffer(notes, np.int64).reshape(-1, _NUM_NOTES)[:, _POSITION].tolist()
+    return max(step + (stage is Stage.COMMITTED) for step, stage in map(_position, positions))
 
 
 class Begun(NamedTuple):
@@ -117,22 +117,19 @@ class Journal:
         self._num_done = self._base = 0
         self.row = self._rows[place]
         """This rank's row of the agreement."""
-        self._notes[place, :2] = position
+        self.note(*position)
         communicator.barrier()
 
     # ---- writing
 
     def note(self, step: int, stage: Stage) -> None:
         """This rank is now at that stage of that step."""
-        # In between, it is at no stage from which others could finish the step.
-        self._own[_STAGE] = Stage.COMPUTING
-        self._own[_STEP] = step
-        self._own[_STAGE] = stage
+        self._own[_POSITION] = step << _STAGE_BITS | stage
 
-    def begin_slice(self) -> None:
+    def begin_slice(self, step: int) -> None:
         """From here on elements of this rank's slice will be changed in place, one piece after another."""
         self._num_done = self._base = self._own[_PROGRESS] = 0
-        self._own[_STAGE] = Stage.UPDATING
+        self.note(step, Stage.UPDATING)
 
     def begin_piece(self, first: int, size: int, offset: int = 0) -> None:
         """The elements from `first` on, so many, are changed next; `offset` of those before in the order are done.
@@ -164,8 +161,7 @@ class Journal:
 
     def position(self, rank: int) -> tuple[int, Stage]:
         """The step and stage that a rank of this node has noted last."""
-        notes = self._notes[self._ranks.index(rank)]
-        return int(notes[_STEP]), Stage(int(notes[_STAGE]))
+        return _position(int(self._notes[self._ranks.index(rank), _POSITION]))
 
     def row_of(self, rank: int) -> bytes:
         """The row of the agreement of a rank of this node, at or after READY."""
@@ -213,3 +209,7 @@ class Journal:
         """How many elements of a rank's slice are done, and the mark of the piece after them."""
         progress = int(self._notes[self._ranks.index(rank), _PROGRESS])
         return progress >> _MARK_BITS, progress & (1 << _MARK_BITS) - 1
+
+
+def _position(note: int) -> tuple[int, Stage]:
+    return note >> _STAGE_BITS, Stage(note & (1 << _STAGE_BITS) - 1)

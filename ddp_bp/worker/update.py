@@ -133,7 +133,7 @@ class Update:
                 self._journal.finish(hi - lo)
             self._clock.lap(Phase.OPTIMIZER)
 
-        self._journal.begin_slice()
+        self._journal.begin_slice(step)
         self._exchange.reduce(take)
         if self._gradient is not None:
             self._update_slice(self._gradient)

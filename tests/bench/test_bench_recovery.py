@@ -113,15 +113,16 @@ def journal() -> Journal:
 
 
 def test_committed_steps_are_those_of_the_rank_that_is_farthest() -> None:
-    rows = np.zeros((4, 5), np.int64)
-    assert num_committed_steps(rows.tobytes()) == 0
-    rows[0, :2] = -1, Stage.COMMITTED
-    assert num_committed_steps(rows.tobytes()) == 0, "before the first step"
-    rows[:2, :2] = (7, Stage.UPDATED), (7, Stage.COMMITTED)
-    assert num_committed_steps(rows.tobytes()) == 8
-    rows[0, :2] = 8, Stage.COMPUTING
-    assert num_committed_steps(rows.tobytes()) == 8
-    assert rows.strides[0] == NOTE_BYTES
+    def notes(*positions: tuple[int, Stage]) -> bytes:
+        rows = np.zeros((4, NOTE_BYTES // 8), np.int64)
+        for row, (step, stage) in zip(rows, positions, strict=False):
+            row[0] = 8 * step + stage
+        return rows.tobytes()
+
+    assert num_committed_steps(notes()) == 0
+    assert num_committed_steps(notes((-1, Stage.COMMITTED))) == 0, "before the first step"
+    assert num_committed_steps(notes((7, Stage.UPDATED), (7, Stage.COMMITTED))) == 8
+    assert num_committed_steps(notes((8, Stage.COMPUTING), (7, Stage.COMMITTED))) == 8
 
 
 def test_steps_are_read_out_of_a_process() -> None:

@@ -41,7 +41,7 @@ def test_what_is_left_over_is_what_was_not_changed_in_any_order(
             # What an earlier step has left in the notes means nothing.
             journal.copy_piece(0, min(end, BLOCK), vectors)
             journal.finish(end)
-            journal.begin_slice()
+            journal.begin_slice(3)
         comm.barrier()
         assert comm.rank == 0 or journal.left_over(1, order) == list(order)
         done = blocks[:num_blocks]
@@ -70,3 +70,33 @@ def test_what_is_left_over_is_what_was_not_changed_in_any_order(
             np.testing.assert_array_equal(vector, expected)
 
     run_ranks(2, run)
+
+
+class Stores:
+    """Notes of a rank that remember which of them were stored, in order."""
+
+    def __init__(self, notes: memoryview) -> None:
+        self._notes = notes
+        self.places: list[int] = []
+
+    def __setitem__(self, place: int, value: int) -> None:
+        self.places.append(place)
+        self._notes[place] = value
+
+
+def test_a_death_finds_either_the_position_of_before_or_the_next() -> None:
+    """Whatever is stored in several parts can be seen in parts."""
+    journals = run_ranks(2, lambda comm: Journal(Arena(comm, Nodes([0, 0])), 8, 0, BLOCK, np.float32))
+    journals[1]._own = stores = Stores(journals[1]._own)  # type: ignore[assignment]
+    for step, stage in ((0, Stage.COMPUTING), (2**40, Stage.READY), (5, Stage.UPDATED), (5, Stage.COMMITTED)):
+        stores.places.clear()
+        journals[1].note(step, stage)
+        assert len(stores.places) == 1
+        assert journals[0].position(1) == (step, stage)
+    [place] = stores.places
+    stores.places.clear()
+    journals[1].begin_slice(6)
+    assert stores.places.index(place) == len(stores.places) - 1, (
+        "what is left over of the step before is forgotten first"
+    )
+    assert journals[0].position(1) == (6, Stage.UPDATING)

@@ -125,7 +125,7 @@ def test_others_go_on_wherever_a_write_was_cut_off(
     begun: list[Begun] = []
     for death in (first, second):
         journals = new_journals()
-        journals[1].begin_slice()
+        journals[1].begin_slice(3)
         half = data.draw(st.integers(1, size - 1)) if begun else size
         try:
             for lo, hi in ((0, half), (half, size))[: 1 if half == size else 2]:
@@ -157,7 +157,7 @@ def test_every_optimizer_that_says_so_is_tried() -> None:
 def test_a_piece_of_which_nothing_is_marked_has_not_begun() -> None:
     journals = new_journals()
     journals[1].note(3, Stage.READY)
-    journals[1].begin_slice()
+    journals[1].begin_slice(3)
     journals[1].begin_piece(4, 6, offset=2)
     assert journals[0].begun(1) is None
     assert journals[0].left_over(1, [(2, 12)]) == [(4, 12)]
