@@ -32,11 +32,15 @@ class GradientSize:
 
     def __init__(self, parameters: FlatParameters, *, takes_limits: bool = True) -> None:
         """`takes_limits`: whether backward calls may give limits; not if gradients are changed before `squared`."""
-        self._parameters = parameters
+        self._parameters, self._takes_limits = parameters, takes_limits
         self._runs = _runs(parameters.slots, _LARGE_BYTES // parameters.dtype.itemsize)
+
+    def begin(self) -> None:
+        """To be called before each backward call."""
         for run in self._runs:
+            # A parameter that is frozen and thawed has another leaf.
             if run.position is not None and type(leaf := self._leaf(run.position)) is Leaf:
-                leaf.is_limited = takes_limits
+                leaf.is_limited = self._takes_limits
 
     def squared(self) -> float:
         """The sum of squares of the bound gradient (P,), once it is finished, with squared limits in place of some.

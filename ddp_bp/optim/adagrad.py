@@ -32,6 +32,7 @@ class Adagrad(Optimizer):
         }
     )
     state_names: ClassVar[tuple[str, ...]] = ("sum",)
+    can_resume: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -96,8 +97,7 @@ class Adadelta(Optimizer):
         }
     )
     state_names: ClassVar[tuple[str, ...]] = ("square_avg", "acc_delta")
-    # delta follows from the old acc_delta, and with weight decay acc_delta from the old parameters.
-    can_resume: ClassVar[bool] = False
+    # It cannot resume: delta follows from the old acc_delta, and with weight decay acc_delta from the old parameters.
 
     def __init__(
         self,

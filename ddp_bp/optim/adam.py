@@ -36,6 +36,7 @@ class Adam(Optimizer):
             "maximize": flag,
         }
     )
+    can_resume: ClassVar[bool] = True
     # Whether weight decay shrinks the parameters themselves instead of entering the gradient.
     decoupled: ClassVar[bool] = False
 

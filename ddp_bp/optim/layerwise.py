@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +35,6 @@ class LayerwiseOptimizer(Optimizer):
 
     and `advance` once. Slices begin at multiples of 1024 elements, and end at one or with the vector.
     """
-
-    # The first phase changes the state that the norms of the second are of.
-    can_resume: ClassVar[bool] = False
 
     def __init__(self, params: Params, defaults: Mapping[str, Any], allocate: Allocate | None = None) -> None:
         super().__init__(params, defaults, allocate)

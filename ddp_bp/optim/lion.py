@@ -26,6 +26,7 @@ class Lion(Optimizer):
         {"lr": non_negative, "betas": two_betas, "weight_decay": non_negative, "maximize": flag}
     )
     state_names: ClassVar[tuple[str, ...]] = ("exp_avg",)
+    can_resume: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class NAdam(Optimizer):
         }
     )
     state_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    can_resume: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -65,8 +65,8 @@ class Optimizer(ABC):
     # The settings by PyTorch's names, and what each must be.
     checks: ClassVar[Mapping[str, Check]] = {}
     state_names: ClassVar[tuple[str, ...]] = ()
-    # Whether rules can be taken up in the middle, as said above.
-    can_resume: ClassVar[bool] = True
+    # Whether rules can be taken up in the middle, as said above. If not, blocks are copied before they are changed.
+    can_resume: ClassVar[bool] = False
 
     def __init__(self, params: Params, defaults: Mapping[str, Any], allocate: Allocate | None = None) -> None:
         self.flat, groups = read_params(params)

@@ -36,6 +36,7 @@ class RMSprop(Optimizer):
             "maximize": flag,
         }
     )
+    can_resume: ClassVar[bool] = True
 
     def __init__(
         self,

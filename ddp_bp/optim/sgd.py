@@ -34,6 +34,7 @@ class SGD(Optimizer):
             "maximize": flag,
         }
     )
+    can_resume: ClassVar[bool] = True
 
     def __init__(
         self,

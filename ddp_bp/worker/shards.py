@@ -129,7 +129,8 @@ class ShardComputation:
                 for shard in self._shards
             ]
         # Rounding changes what backward has written, and so does a shard that is computed by turns with others.
-        self._size = GradientSize(parameters, takes_limits=compression is None and self._lockstep is None)
+        self.gradient_size = GradientSize(parameters, takes_limits=compression is None and self._lockstep is None)
+        """What says after each shard whether its gradient is finite."""
         self.num_own_samples = 0
         """Samples that this rank computed in its last step."""
         self.full_digests: dict[int, int] = {}
@@ -270,6 +271,7 @@ class ShardComputation:
         batch = self._batches.load(step, shard)
         self._clock.lap(Phase.DATA_WAIT)
         self._parameters.bind_gradient(into.gradient)
+        self.gradient_size.begin()
         self._buffers.begin()
         loss = weight = correct = 0.0
         if batch.num_samples:
@@ -288,7 +290,7 @@ class ShardComputation:
         else:
             self._round(shard, into, 0, self._num_rounded)
         self._clock.lap(Phase.BACKWARD)
-        squared_size = self._size.squared()
+        squared_size = self.gradient_size.squared()
         if into.moves.size:
             squared_size += float(into.moves.dot(into.moves))
         # Only if that is too large are the elements looked at one by one.

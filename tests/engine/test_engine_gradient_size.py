@@ -28,6 +28,7 @@ def backward(
     size = GradientSize(flat, takes_limits=takes_limits)
     vector = np.full(flat.size, np.nan, np.float32)
     flat.bind_gradient(vector)
+    size.begin()
     with np.errstate(all="ignore"):
         (model(ddp.tensor(x)) * scale).sum().backward()
     flat.finish_gradient()
@@ -100,11 +101,20 @@ def test_a_weight_that_is_used_twice_or_written_by_others_has_none() -> None:
     flat = FlatParameters(once.named_parameters())
     known = GradientSize(flat)
     flat.bind_gradient(np.empty(flat.size, np.float32))
+    known.begin()
     once(ddp.tensor(np.ones((2, WIDE), np.float32))).sum().backward()
     assert limits(once)[0] is not None
     once.weight.grad = np.full((HIGH, WIDE), np.inf, np.float32)
     flat.finish_gradient()
     assert known.squared() == np.inf
+
+
+def test_a_weight_that_was_frozen_for_a_while_has_a_limit_again() -> None:
+    model = nn.Linear(WIDE, HIGH)
+    backward(model, np.ones((2, WIDE), np.float32))
+    model.weight.requires_grad_(False).requires_grad_(True)
+    backward(model, np.ones((2, WIDE), np.float32))
+    assert limits(model)[0] is not None
 
 
 def test_a_transposed_output_is_read_where_it_lies() -> None:
