@@ -15,11 +15,13 @@ training.py   `ddp-bp bench training`: whole steps beside PyTorch's
 memory.py     `ddp-bp bench memory`: weights, gradients and state on a node, beside PyTorch's
 shards.py     `ddp-bp bench shards`: steps with more shards than ranks
 scaling.py    `ddp-bp bench scaling`: throughput on 1 to n ranks, memory and page faults
+protection.py `ddp-bp bench protection`: steps with and without what is done in case something goes wrong
 recovery.py   `ddp-bp bench recovery`: what kills of ranks and of the coordinator add up to
 journal_watch.py, watched_process.py
               how many steps a job has committed, seen from outside; a process that is started to be disturbed
 torchrun_job.py, torchrun_worker.py, step_notes.py
               PyTorch under torchrun, whose workers are killed: from outside, one of them, and the times of its steps
 
-Nothing else knows this room but the command line. It measures the objects that training uses, and changes none of them.
+Nothing else knows this room but the command line. It measures the objects that training uses, and changes none of
+them, but that protection leaves parts out.
 """

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -29,6 +30,7 @@ from ddp_bp.worker.failures import print_failure
 from ddp_bp.worker.objective import Objective
 from ddp_bp.worker.phases import PhaseClock
 from ddp_bp.worker.schedule import Schedule
+from ddp_bp.worker.step import StepResult
 
 _NUM_BATCHES = 8
 _SEED = 1
@@ -86,29 +88,37 @@ checkpoint = {{ every_steps = {checkpoint_every_steps} }}
 class OurTraining:
     """Steps of `model` as training takes them, loading of batches included."""
 
-    def __init__(self, communicator: Communicator, model: BenchModel, shards_per_rank: int = 1) -> None:
-        """Collective. More shards cut the same batch into smaller pieces."""
+    def __init__(
+        self, communicator: Communicator, model: BenchModel, shards_per_rank: int = 1, *, goes_on: bool = True
+    ) -> None:
+        """Collective. More shards cut the same batch into smaller pieces; `goes_on`: after deaths, where MPI can."""
         clock, rank = PhaseClock(PHASE_BUCKETS_SECONDS), communicator.rank
         composition = compose(
             communicator,
-            _job(model, communicator.size, shards_per_rank),
+            _job(model, communicator.size, shards_per_rank, goes_on=goes_on),
             clock,
             lambda error, step: _show_failure(error, rank, step),
         )
-        self._step = composition.team.step
-        self._num_steps = 0
+        self.team = composition.team
+        self.num_steps = 0
+        """How many steps have been taken."""
+
+    def step(self) -> StepResult:
+        """Train for one step. Collective."""
+        result = self.team.step.run(self.num_steps)
+        self.num_steps += 1
+        return result
 
     def steps(self, count: int) -> float:
         """Train for `count` steps; the mean loss of the last one. Collective."""
         loss = float("nan")
         for _ in range(count):
-            result = self._step.run(self._num_steps)
-            self._num_steps += 1
+            result = self.step()
             loss = result.loss / result.weight
         return loss
 
 
-def _job(model: BenchModel, world_size: int, shards_per_rank: int) -> Job:
+def _job(model: BenchModel, world_size: int, shards_per_rank: int, *, goes_on: bool) -> Job:
     batch_size = model.batch_per_rank * world_size
     inputs, targets = made_up_samples(model, _NUM_BATCHES * batch_size)
     num_classes = model.widths[-1]
@@ -127,6 +137,8 @@ def _job(model: BenchModel, world_size: int, shards_per_rank: int) -> Job:
         network = mlp(inputs.shape[1:], num_classes, hidden=model.widths[1:-1])
     optimizer = Adam(FlatParameters(network.named_parameters()), lr=1e-3)
     plan, recipe = ShardPlan(len(inputs), batch_size, world_size * shards_per_rank, _SEED), Recipe()
+    if not goes_on:
+        recipe = msgspec.structs.replace(recipe, fault=msgspec.structs.replace(recipe.fault, recovery="none"))
     return Job(
         recipe=recipe,
         data=data,

@@ -1,45 +1,43 @@
-"""`ddp-bp bench`: the exchange, whole training steps and how they scale, measured beside MPI and PyTorch."""
+"""`ddp-bp bench`: whole training steps, what they need and what is in them; exchange and recovery are added to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import click
 
-from ddp_bp.bench.allreduce import ALGORITHMS, beside_the_best
-from ddp_bp.bench.exchange import LIBRARY_CHOICE, ExchangeReport, measure_exchange
-from ddp_bp.bench.machine import last_level_cache_bytes
 from ddp_bp.bench.memory import MemoryReport, measure_memory
+from ddp_bp.bench.protection import ProtectionReport, measure_protection
 from ddp_bp.bench.scaling import ScalingReport, measure_scaling
 from ddp_bp.bench.shards import ShardsReport, measure_shards
 from ddp_bp.bench.training import TrainingReport, measure_training
 from ddp_bp.cli import options
+from ddp_bp.cli.bench_exchange import exchange
 from ddp_bp.cli.bench_options import (
-    DEFAULT_WORKERS,
-    byte_size,
     models_option,
     parsed_by,
     repeats_option,
     shard_numbers,
-    vector_sizes,
     workers_option,
 )
-from ddp_bp.cli.bench_output import show_exchange, show_memory, show_scaling, show_shards, show_training
+from ddp_bp.cli.bench_output import (
+    show_memory,
+    show_protection,
+    show_scaling,
+    show_shards,
+    show_training,
+)
 from ddp_bp.cli.bench_recovery import recovery
-from ddp_bp.cli.environment import launched_ranks
-from ddp_bp.cli.kernels import settle_kernels
+from ddp_bp.cli.bench_run import run_benchmark
 from ddp_bp.cli.launcher import Launcher
-from ddp_bp.cli.measurement import Answer, Measurement, Start, result_option, run_measurement
+from ddp_bp.cli.measurement import Start, result_option
 from ddp_bp.parallel.communicator import Communicator
-
-_NUM_TRIALS = 10
 
 
 @click.group()
 def bench() -> None:
-    """Measure exchange, training steps, shards, memory, scaling and recovery, beside MPI and PyTorch.
+    """Measure exchange, steps, shards, memory, scaling, protection and recovery, beside MPI and PyTorch.
 
     What is compared takes turns within one run, each turn after a barrier and as long as its slowest rank; times are
     medians, ratios are medians of the ratios turn by turn. PyTorch is compared with where all ranks have it. Leave the
@@ -47,99 +45,8 @@ def bench() -> None:
     """
 
 
+bench.add_command(exchange)
 bench.add_command(recovery)
-
-
-@bench.command()
-@workers_option
-@click.option(
-    "--sizes",
-    callback=parsed_by(vector_sizes),
-    default="4KiB,64KiB,1MiB,16MiB,64MiB",
-    show_default=True,
-    metavar="SIZE,...",
-    help="Sizes of the vectors of float32 that are summed.",
-)
-@repeats_option(50, "each way to sum is timed")
-@click.option(
-    "--parameters",
-    "num_parameters",
-    type=click.IntRange(min=0),
-    default=20_000_000,
-    show_default=True,
-    help="Parameters that reduce + Adam is timed on; 0: not at all.",
-)
-@click.option(
-    "--allreduce",
-    type=click.Choice(["best", "default"]),
-    default="best",
-    show_default=True,
-    help="Whether MPI_Allreduce has the best of Open MPI's algorithms for each size, each of which is tried in a start "
-    "of its own, or the one that the library chooses. Under a launcher of your own it is the latter.",
-)
-@click.option("--algorithm", default=LIBRARY_CHOICE, hidden=True, help="What MPI was started with.")
-@click.option("--only-mpi", is_flag=True, hidden=True, help="Measure MPI alone, as a trial of an algorithm.")
-@click.option(
-    "--cache",
-    "cache_bytes",
-    callback=parsed_by(byte_size),
-    metavar="SIZE",
-    help="Size of the last-level cache, which all buffers together exceed.  [default: as the kernel says]",
-)
-@options.bind_option
-@options.json_option
-@result_option
-def exchange(
-    num_workers: int | None,
-    sizes: tuple[int, ...],
-    repeats: int,
-    num_parameters: int,
-    cache_bytes: int | None,
-    allreduce: str,
-    algorithm: str,
-    only_mpi: bool,
-    binds: bool,
-    as_json: bool,
-    result: Path | None,
-) -> int:
-    """Sum vectors over ranks: our exchange, MPI and gloo.
-
-    Timed is from "partials ready" to "every rank can read the sum", of our exchange, of MPI_Allreduce and of gloo's
-    all-reduce. MPI has the algorithm that is best at that size. Buffers rotate, so that none is in the cache when its
-    turn comes. Bus bandwidth is that of nccl-tests, 2 (W - 1) / W * bytes / time; its share of copying is W times that
-    over the bytes that all ranks, copying at once, read and write per second.
-
-    Reduce + Adam is one pass over all parameters. At W ranks it must move 4 (W + 6) bytes for each: read W
-    partials, the parameter and two averages; write these three. Shown is how much of the bandwidth of copying that
-    makes.
-    """
-    cache = last_level_cache_bytes() if cache_bytes is None else cache_bytes
-    arguments = ["--sizes", ",".join(map(str, sizes)), "--repeats", str(repeats), "--cache", str(cache)]
-    arguments += ["--parameters", str(num_parameters)]
-
-    def measure(communicator: Communicator) -> ExchangeReport:
-        return measure_exchange(
-            communicator, sizes, num_parameters, repeats, cache, algorithm=algorithm, only_mpi=only_mpi
-        )
-
-    def starts(launcher: Launcher, start: Start[ExchangeReport]) -> ExchangeReport:
-        if allreduce == "default" or not launcher.is_open_mpi:
-            return start((), ())
-        updates = iter([num_parameters])
-
-        def start_with(algorithm: str, some_sizes: Sequence[int], is_trial: bool) -> ExchangeReport:
-            more = ["--algorithm", algorithm, "--sizes", ",".join(map(str, some_sizes))]
-            if is_trial:
-                more += ["--only-mpi", "--repeats", str(min(repeats, _NUM_TRIALS)), "--parameters", "0"]
-            else:
-                # Reduce and Adam are measured once.
-                more += ["--parameters", str(next(updates, 0))]
-            return start(more, ALGORITHMS[algorithm])
-
-        return beside_the_best(start_with, sizes)
-
-    show = partial(show_exchange, as_json=as_json)
-    return _run("exchange", arguments, measure, ExchangeReport, show, num_workers, binds, result, starts)
 
 
 @bench.command()
@@ -165,7 +72,7 @@ def training(
         return measure_training(communicator, models, repeats)
 
     show = partial(show_training, as_json=as_json)
-    return _run("training", arguments, measure, TrainingReport, show, num_workers, binds, result)
+    return run_benchmark("training", arguments, measure, TrainingReport, show, num_workers, binds, result)
 
 
 @bench.command()
@@ -204,7 +111,7 @@ def shards(
         return measure_shards(communicator, models, shards_per_rank, repeats)
 
     show = partial(show_shards, as_json=as_json)
-    return _run("shards", arguments, measure, ShardsReport, show, num_workers, binds, result)
+    return run_benchmark("shards", arguments, measure, ShardsReport, show, num_workers, binds, result)
 
 
 @bench.command()
@@ -230,7 +137,7 @@ def scaling(
         return measure_scaling(communicator, models, repeats)
 
     show = partial(show_scaling, as_json=as_json)
-    return _run("scaling", arguments, measure, ScalingReport, show, num_workers, binds, result)
+    return run_benchmark("scaling", arguments, measure, ScalingReport, show, num_workers, binds, result)
 
 
 @bench.command()
@@ -259,30 +166,32 @@ def memory(num_workers: int | None, num_parameters: int, binds: bool, as_json: b
 
     show = partial(show_memory, as_json=as_json)
     arguments = ["--parameters", str(num_parameters)]
-    return _run("memory", arguments, measure, MemoryReport, show, num_workers, binds, result)
+    return run_benchmark("memory", arguments, measure, MemoryReport, show, num_workers, binds, result)
 
 
-def _run(
-    command: str,
-    arguments: list[str],
-    measure: Callable[[Communicator], Answer],
-    answer_type: type[Answer],
-    show: Callable[[Answer], None],
-    num_workers: int | None,
-    binds: bool,
-    result: Path | None,
-    starts: Callable[[Launcher, Start[Answer]], Answer] | None = None,
+@bench.command()
+@workers_option
+@models_option
+@repeats_option(60, "a block of steps is timed")
+@options.bind_option
+@options.json_option
+@result_option
+def protection(
+    num_workers: int | None, models: tuple[str, ...], repeats: int, binds: bool, as_json: bool, result: Path | None
 ) -> int:
-    if num_workers is None and launched_ranks() is None:
-        num_workers = DEFAULT_WORKERS
-    measurement = Measurement(
-        name="the benchmark",
-        arguments=["bench", command, *arguments],
-        measure=measure,
-        answer_type=answer_type,
-        show=show,
-        kernels=settle_kernels(None),
-        binds=binds,
-        starts=starts,
-    )
-    return run_measurement(measurement, num_workers, result)
+    """What a step takes longer for being safe.
+
+    Steps with all that is done in case something goes wrong, beside steps without: marks of what is written, with which
+    others go on after a death (where MPI lets them); the look at every gradient, whether it is finite; and the ledger.
+    Each of these alone may come out as nothing, or less, where its share is smaller than what chance makes of it.
+    """
+    arguments = ["--models", ",".join(models), "--repeats", str(repeats)]
+
+    def measure(communicator: Communicator) -> ProtectionReport:
+        return measure_protection(communicator, models, repeats)
+
+    def starts(launcher: Launcher, start: Start[ProtectionReport]) -> ProtectionReport:
+        return start((), ["--with-ft", "ulfm"] if launcher.reports_deaths else ())
+
+    show = partial(show_protection, as_json=as_json)
+    return run_benchmark("protection", arguments, measure, ProtectionReport, show, num_workers, binds, result, starts)

@@ -7,6 +7,7 @@ import msgspec
 from ddp_bp.bench.exchange import MPI, OURS, ExchangeReport
 from ddp_bp.bench.memory import OURS as OUR_MEMORY
 from ddp_bp.bench.memory import MemoryReport
+from ddp_bp.bench.protection import ProtectionReport
 from ddp_bp.bench.recovery import RecoveryReport, Spread
 from ddp_bp.bench.scaling import ScalingReport
 from ddp_bp.bench.shards import ShardsReport
@@ -94,6 +95,26 @@ def show_shards(report: ShardsReport, *, as_json: bool) -> None:
         for shards in model.shards
     ]
     print_table(("model", "", "shards", "ms a step", "times as long", "products alone"), rows)
+
+
+def show_protection(report: ProtectionReport, *, as_json: bool) -> None:
+    """Print what `bench protection` found out."""
+    if as_json:
+        print_json(msgspec.to_builtins(report))
+        return
+    print(f"{_ranks(report.world_size)}; {report.mpi}; medians of {report.blocks} blocks of steps")
+    goes_on = "others go on after a death" if report.goes_on else "nobody goes on after a death here: nothing is marked"
+    print(f"{goes_on}; shares are of a step without protection\n")
+    rows = [
+        (
+            model.name,
+            model.description,
+            f"{model.seconds_per_step * 1e3:.4g}",
+            *(f"{100 * share:.1f} %" for share in (model.overhead, model.marks, model.looks, model.ledger)),
+        )
+        for model in report.models
+    ]
+    print_table(("model", "", "ms a step", "protection", "marks", "is it finite", "ledger"), rows)
 
 
 def show_scaling(report: ScalingReport, *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ddp_bp.bench import models as models_module
+from ddp_bp.bench import protection as protection_module
 from ddp_bp.bench import scaling as scaling_module
 from ddp_bp.bench import shards as shards_module
 from ddp_bp.bench import training as training_module
@@ -15,6 +16,7 @@ from ddp_bp.bench.exchange import measure_exchange
 from ddp_bp.bench.memory import measure_memory, model_of
 from ddp_bp.bench.models import BenchModel, OurTraining, made_up_samples
 from ddp_bp.bench.products import both_ways
+from ddp_bp.bench.protection import measure_protection
 from ddp_bp.bench.scaling import Turns, measure_scaling
 from ddp_bp.bench.shards import measure_shards
 from ddp_bp.bench.summing import MpiAllreduce, OurExchange
@@ -29,6 +31,7 @@ from ddp_bp.parallel.nodes import Nodes, find_nodes
 from ddp_bp.parallel.single import SingleCommunicator
 from ddp_bp.parallel.threads import run_ranks
 from ddp_bp.worker.failures import RankFailure
+from ddp_bp.worker.ledger import Ledger
 
 SMALL = BenchModel((6, 5, 3), batch_per_rank=4, steps_per_block=2)
 
@@ -42,7 +45,7 @@ def no_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (models_module, scaling_module, shards_module, training_module):
+    for module in (models_module, protection_module, scaling_module, shards_module, training_module):
         monkeypatch.setattr(module, "MODELS", {"small": SMALL})
 
 
@@ -248,6 +251,43 @@ def test_orders_that_take_others_before_them_are_refused() -> None:
     assert process.carry_out(Look("127.0.0.1", 0, 1)) == Found(None), "no PyTorch here"
     with pytest.raises(InputError, match=r"told .*count=1.*, which takes another order before it"):
         process.carry_out(Steps(25, 1))
+
+
+# ---- protection
+
+
+def test_a_report_of_protection_takes_the_same_steps_with_and_without(
+    small_models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, lines = [], []
+
+    class Watched(OurTraining):
+        def __init__(self, *arguments, **settings) -> None:
+            super().__init__(*arguments, **settings)
+            jobs.append(self)
+
+    class Recorded(Ledger):
+        def commit(self, *arguments, **settings) -> None:
+            super().commit(*arguments, **settings)
+            lines.append(arguments[0])
+
+    monkeypatch.setattr(protection_module, "OurTraining", Watched)
+    monkeypatch.setattr(protection_module, "Ledger", Recorded)
+    [report, other] = run_ranks(2, lambda c: measure_protection(c, ["small"], 4))
+    assert report == other
+    assert (report.world_size, report.blocks, report.goes_on) == (2, 4, True)
+    [model] = report.models
+    assert (model.name, model.description) == ("small", SMALL.description)
+    assert model.seconds_per_step > 0
+    assert model.overhead > -1
+    # On each rank three jobs of five kinds, of which four mark, and four have a ledger; 7 blocks of 2 steps each.
+    assert len(jobs) == 2 * 15
+    assert [job.team.journal.marks for job in jobs].count(True) == 2 * 9
+    assert len(lines) == 2 * 9 * 7 * SMALL.steps_per_block
+    assert sum(job.team.shards.gradient_size.squared() == 0 for job in jobs) == 2 * 6
+    assert {job.num_steps for job in jobs} == {7 * SMALL.steps_per_block}
+    weights = [job.team.trained.parameters.data.tobytes() for job in jobs]
+    assert len(set(weights)) == 1
 
 
 # ---- shards

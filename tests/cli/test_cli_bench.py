@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import click
+import msgspec
 import pytest
 
 from ddp_bp.bench.exchange import Contender, ExchangeReport, SizeResult, UpdateResult
 from ddp_bp.bench.memory import MemoryReport, MemoryResult
+from ddp_bp.bench.protection import ModelProtection, ProtectionReport
 from ddp_bp.bench.recovery import (
     CoordinatorKills,
     PeerKills,
@@ -26,6 +28,7 @@ from ddp_bp.cli.bench_output import (
     short_time_text,
     show_exchange,
     show_memory,
+    show_protection,
     show_recovery,
     show_scaling,
     show_shards,
@@ -117,6 +120,9 @@ MEMORY = MemoryReport(
     [MemoryResult("ddp_bp", 840_000_000, 28.0, 10**9), MemoryResult("PyTorch DDP", 1_920_000_000, 64.0, 10**9)],
     0.4375,
 )
+PROTECTION = ProtectionReport(
+    2, 60, "Some MPI", True, [ModelProtection("tiny", "4-3, batch 2 a rank", 1.5e-3, 0.0124, -0.001, 0.009, 0.004)]
+)
 SHARDS = ShardsReport(
     2, 15, "Some MPI", [ModelShards("tiny", "4-3, batch 2 a rank", [ShardsResult(8, 1.5e-3, 1.25, 1.2)])]
 )
@@ -190,6 +196,17 @@ def test_the_table_of_shards(capsys: pytest.CaptureFixture[str]) -> None:
     assert cells(lines[3]) == ["tiny", "4-3, batch 2 a rank", "8", "1.5", "1.250", "1.200"]
 
 
+def test_the_table_of_protection(capsys: pytest.CaptureFixture[str]) -> None:
+    show_protection(PROTECTION, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 ranks; Some MPI; medians of 60 blocks of steps"
+    assert lines[1] == "others go on after a death; shares are of a step without protection"
+    assert cells(lines[3]) == ["model", "ms a step", "protection", "marks", "is it finite", "ledger"]
+    assert cells(lines[4]) == ["tiny", "4-3, batch 2 a rank", "1.5", "1.2 %", "-0.1 %", "0.9 %", "0.4 %"]
+    show_protection(msgspec.structs.replace(PROTECTION, goes_on=False), as_json=False)
+    assert "nobody goes on after a death here: nothing is marked" in capsys.readouterr().out
+
+
 def test_the_table_of_scaling(capsys: pytest.CaptureFixture[str]) -> None:
     show_scaling(SCALING, as_json=False)
     lines = capsys.readouterr().out.splitlines()
@@ -241,6 +258,7 @@ def test_names_of_what_is_killed() -> None:
         (show_exchange, EXCHANGE),
         (show_training, TRAINING),
         (show_shards, SHARDS),
+        (show_protection, PROTECTION),
         (show_memory, MEMORY),
         (show_recovery, RECOVERY),
         (show_scaling, SCALING),
