@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -21,6 +21,9 @@ from ddp_bp.errors import InputError
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+
+# How many steps wait to be hashed at most.
+_MOST_STEPS = 100
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -61,8 +64,23 @@ def read_record(line: bytes | str, called: str) -> Record:
         raise InputError(f"{called} is no line of a ledger of this version: {error}") from error
 
 
+class _Step(NamedTuple):
+    """What is recorded of a step, and the membership in which it was committed."""
+
+    numbers: tuple[int, int, int, bool]
+    shard_digests: Sequence[int]
+    shard_results: Sequence[int]
+    owners: Sequence[int]
+    membership: int
+    world_size: int
+
+
 class Ledger:
-    """The head of the chain, and the lines that lead to it and have not been taken yet."""
+    """The head of the chain, and the lines that lead to it and have not been taken yet.
+
+    Steps are hashed when somebody asks for either, or some have come together: one by one, between the products of a
+    step, each takes several times as long.
+    """
 
     def __init__(self, chain_sha256: str, world_size: int, *, keeps_lines: bool = True, membership: int = 0) -> None:
         """`chain_sha256`: the head to go on from, as 64 hex digits; `genesis` gives the first.
@@ -73,6 +91,7 @@ class Ledger:
         self._head = bytes.fromhex(chain_sha256)
         self.membership, self.world_size = membership, world_size
         """The epoch of the membership, and its number of ranks: to be set anew whenever it changes."""
+        self._steps: list[_Step] = []
         self._lines: list[str] = []
         self._owners: Sequence[int] | None = None
         self._runs: list[tuple[int, int, int]] = []
@@ -85,10 +104,12 @@ class Ledger:
     @property
     def chain_sha256(self) -> str:
         """The head of the chain, 64 hex digits."""
+        self._settle()
         return self._head.hex()
 
     def go_on_from(self, chain_sha256: str) -> None:
         """Take over another rank's head, which has taken the lines that lead to it."""
+        self._settle()
         self._head = bytes.fromhex(chain_sha256)
 
     def commit(
@@ -104,32 +125,43 @@ class Ledger:
     ) -> None:
         """Record step `step` (counted from 0): for each shard a digest of ids, one of its result, and its rank.
 
-        `owners` must not be changed afterwards.
+        No sequence may be changed afterwards.
         """
         numbers = step, epoch, num_samples, skipped
-        self._head = _next(self._head, numbers, (*shard_digests, *shard_results))
-        if not self._keeps_lines:
-            return
-        if owners is not self._owners:
-            self._owners, self._runs = owners, _runs(owners)
-        record = Record(
-            step,
-            epoch,
-            num_samples,
-            _hex(shard_digests),
-            _hex(shard_results),
-            self.chain_sha256,
-            self.membership,
-            self.world_size,
-            self._runs,
-            skipped,
-        )
-        self._lines.append(msgspec.json.encode(record).decode())
+        self._steps.append(_Step(numbers, shard_digests, shard_results, owners, self.membership, self.world_size))
+        if len(self._steps) >= _MOST_STEPS:
+            self._settle()
 
     def take_lines(self) -> list[str]:
         """The lines added since the last call, each a JSON object without a line break."""
+        self._settle()
         lines, self._lines = self._lines, []
         return lines
+
+    def _settle(self) -> None:
+        """Hash the steps that have come together, and make their lines."""
+        steps, self._steps = self._steps, []
+        for step in steps:
+            self._head = _next(self._head, step.numbers, (*step.shard_digests, *step.shard_results))
+            if self._keeps_lines:
+                self._lines.append(msgspec.json.encode(self._record(step)).decode())
+
+    def _record(self, step: _Step) -> Record:
+        if step.owners is not self._owners:
+            self._owners, self._runs = step.owners, _runs(step.owners)
+        number, epoch, num_samples, skipped = step.numbers
+        return Record(
+            number,
+            epoch,
+            num_samples,
+            _hex(step.shard_digests),
+            _hex(step.shard_results),
+            self._head.hex(),
+            step.membership,
+            step.world_size,
+            self._runs,
+            skipped,
+        )
 
 
 def _next(head: bytes, numbers: tuple[int, int, int, bool], digests: Sequence[int]) -> bytes:
