@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 
 MOST_GROWTH = 1.5
 MOST_MORE_BYTES = 100 * 10**6
 MOST_MORE_DESCRIPTORS = 32
 WARM_SECONDS = 5.0
 """How long a process trains before what it holds is compared: much is allocated when it is first needed."""
+_FEWEST_LOOKS = 3
+"""How often it must have been looked at since the disturbance before. While ranks recover or send a checkpoint, they
+hold more for a moment, so that what they hold in the middle counts."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class UsageWatch:
         self._ranks: dict[int, RankUsage] = {}
         self._since: dict[int, float] = {}
         self._before: dict[tuple[int, int], Usage] = {}
+        self._looks: dict[int, list[Usage]] = {}
         self.growth: Growth | None = None
 
     def look(self, left: Mapping[int, int], now: float) -> None:
@@ -79,12 +84,18 @@ class UsageWatch:
                 self._since.setdefault(pid, now)
                 first = self._ranks[pid].first if pid in self._ranks else usage
                 self._ranks[pid] = RankUsage(rank, first, usage)
+                self._looks.setdefault(pid, []).append(usage)
 
     def before_disturbance(self, left: Mapping[int, int], now: float) -> None:
         """To be called while all is well, and something is about to happen."""
+        looks, self._looks = self._looks, {}
         for pid in left.values():
             is_warm = now - self._since.get(pid, now) >= WARM_SECONDS
-            if is_warm and (usage := self._usage_of(pid)) is not None:
+            if is_warm and len(seen := looks.get(pid, [])) >= _FEWEST_LOOKS:
+                usage = Usage(
+                    median_low([look.resident_bytes for look in seen]),
+                    median_low([look.num_descriptors for look in seen]),
+                )
                 # With fewer ranks each holds more.
                 before = self._before.setdefault((pid, len(left)), usage)
                 if before is not usage:

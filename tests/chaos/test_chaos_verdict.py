@@ -47,23 +47,37 @@ def test_ranks_may_hold_a_little_more_and_not_much_more() -> None:
 def test_growth_is_that_of_a_process_from_one_disturbance_to_a_later_one_among_as_many_ranks() -> None:
     held = {1: Usage(100, 30), 2: Usage(200, 40)}
     watch = UsageWatch(held.get)
-    watch.look({0: 1, 1: 2}, now=10.0)
-    watch.before_disturbance({0: 1, 1: 2}, now=10.0)
+
+    def disturb(left: dict[int, int], now: float, num_looks: int = 3) -> None:
+        for _ in range(num_looks):
+            watch.look(left, now)
+        watch.before_disturbance(left, now)
+
+    disturb({0: 1, 1: 2}, 10.0)
     held[1] = Usage(150, 39)
     # Only now is it warm.
-    watch.before_disturbance({0: 1, 1: 2}, now=10.0 + WARM_SECONDS)
+    disturb({0: 1, 1: 2}, 10.0 + WARM_SECONDS)
     assert watch.growth is None
     held[1] = Usage(300, 60)
-    watch.before_disturbance({0: 1}, now=30.0)
+    disturb({0: 1}, 30.0)
     assert watch.growth is None, "it is alone, and another might hold as much"
     held[1], held[2] = Usage(153, 38), Usage(200, 42)
-    watch.before_disturbance({0: 1, 1: 2}, now=40.0)
+    watch.look({0: 1, 1: 2}, 31.0)
+    held[1] = Usage(400, 90)
+    watch.look({0: 1, 1: 2}, 32.0)
+    held[1] = Usage(153, 38)
+    disturb({0: 1, 1: 2}, 40.0, num_looks=1)
     assert watch.growth is not None
     assert watch.growth == Growth(pytest.approx(0.02), 2, 2)
+    held[1], held[2] = Usage(180, 38), Usage(240, 44)
+    disturb({0: 1, 1: 2}, 50.0, num_looks=2)
+    assert watch.growth.num_compared == 2, "too few looks to tell what it holds but for a moment"
+    disturb({0: 1, 1: 2}, 60.0)
+    assert watch.growth == Growth(pytest.approx(0.2), 4, 4)
     del held[2]
-    watch.look({0: 1, 1: 2}, now=41.0)
-    watch.look({0: 1}, now=42.0)
-    assert watch.ranks() == [RankUsage(0, Usage(100, 30), Usage(153, 38))]
+    watch.look({0: 1, 1: 2}, now=61.0)
+    watch.look({0: 1}, now=62.0)
+    assert watch.ranks() == [RankUsage(0, Usage(100, 30), Usage(180, 38))]
 
 
 def test_only_a_small_file_system_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
