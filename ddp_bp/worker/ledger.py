@@ -31,7 +31,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 
     step, epoch: counted from 0. samples: how many the global batch had.
     shards: for each shard, a digest of its sample ids; see `data.plan.digest_ids`.
-    results: for each shard, a digest of its loss and of its gradient's norm; see `digest.result_digest`.
+    results: for each shard, a digest of its loss and of how large its gradient is; see `digest.result_digest`.
     chain: the hash up to this record.
     membership: the epoch of the membership in which the step was committed, from 0. world_size: its number of ranks.
     owners: who computed what: [rank, first shard, one past the last shard] for each run of shards.

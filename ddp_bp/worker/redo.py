@@ -37,8 +37,8 @@ class MarkedBlock(Block):
 
     def set_(self, target: Array) -> None:
         # What a write is made of must not be what it changes, or it could not be made again.
-        self._journal.mark(2 * self.num_writes + 1)
-        np.copyto(target, self.scratch)
+        self._begin_write()
+        super().set_(target)
         self._finish_write()
 
     def add_(self, target: Array) -> None:
@@ -50,14 +50,17 @@ class MarkedBlock(Block):
         self.set_(target)
 
     def set_sum_(self, target: Array) -> None:
-        self._journal.mark(2 * self.num_writes + 1)
-        np.add(self.other, self.scratch, out=target)
+        self._begin_write()
+        super().set_sum_(target)
         self._finish_write()
 
     def set_difference_(self, target: Array) -> None:
-        self._journal.mark(2 * self.num_writes + 1)
-        np.subtract(self.other, self.scratch, out=target)
+        self._begin_write()
+        super().set_difference_(target)
         self._finish_write()
+
+    def _begin_write(self) -> None:
+        self._journal.mark(2 * self.num_writes + 1)
 
     def _finish_write(self) -> None:
         self.num_writes += 1
