@@ -24,12 +24,13 @@ _TWO_NUMBERS, _TWO_WORDS = struct.Struct("<2d"), struct.Struct("<2Q")
 def result_digest(loss: float, squared_size: float) -> int:
     """Fingerprint, in [0, 2**64), of a shard's loss and of how large its gradient is (`engine.gradient_size`).
 
-    With the bits of both as numbers: loss * 0x9E3779B97F4A7C15 + size, modulo 2**64, where every NaN counts as the same
-    one. So a change of either alone changes it.
+    With the bits of both as numbers: loss * 0x9E3779B97F4A7C15 + size with its halves exchanged, modulo 2**64, where
+    every NaN counts as the same one. So a change of either alone changes it.
     """
     numbers = [math.nan if math.isnan(number) else number for number in (loss, squared_size)]
     first, second = _TWO_WORDS.unpack(_TWO_NUMBERS.pack(*numbers))
-    return int(first * _ODD + second) % 2**64
+    # Numbers of single precision end with zeros, which must not meet in the same bits.
+    return int(first * _ODD + (second >> 32 | second << 32)) % 2**64
 
 
 def full_digest(loss: float, weight: float, correct: float, vector: npt.NDArray[Any]) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import struct
 
 import numpy as np
@@ -41,12 +43,20 @@ def test_any_change_of_a_word_changes_it(size: int, data: st.DataObject) -> None
 
 
 def test_a_result_is_made_of_the_bits_of_two_numbers_and_knows_one_nan() -> None:
-    first, second = (int.from_bytes(struct.pack(">d", number)) for number in (1.5, 0.1))
+    first = int.from_bytes(struct.pack(">d", 1.5))
+    second = int.from_bytes(struct.pack(">d", 0.1)[4:] + struct.pack(">d", 0.1)[:4])
     assert result_digest(1.5, 0.1) == (first * 0x9E3779B97F4A7C15 + second) % 2**64
     assert len({result_digest(*numbers) for numbers in ((1.5, 0.1), (0.1, 1.5), (1.5, 0.1 + 2**-55), (-1.5, 0.1))}) == 4
     other_nan = struct.unpack("<d", b"\1\0\0\0\0\0\xf8\xff")[0]
     assert math.isnan(other_nan)
     assert result_digest(other_nan, 1.0) == result_digest(math.nan, 1.0) != result_digest(1.0, math.nan)
+
+
+def test_results_of_single_precision_fill_all_bits() -> None:
+    numbers = np.random.default_rng(0).standard_normal((200, 2)).astype(np.float32).tolist()
+    seen = [result_digest(*pair) for pair in numbers]
+    assert functools.reduce(operator.or_, seen) == 2**64 - 1
+    assert functools.reduce(operator.and_, seen) == 0
 
 
 def test_everything_that_a_shard_gives_is_in_its_full_digest() -> None:
