@@ -3,7 +3,7 @@
 A rank is *silent* if nothing comes from it, not even the heartbeats of its own thread: its process is stopped, its host
 is dark, or the way to it is cut. It is *stuck* if it says that it is there, makes no progress, and others wait for it;
 a rank that is long at its own work is not, as long as no other one waits, or as any other one makes progress. If all
-wait for each other that is a *deadlock*. Knows not what is done about any of it.
+wait for each other, and none is silent, that is a *deadlock*. Knows not what is done about any of it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def suspicions(
     suspect_seconds: float,
     step_seconds: float,
 ) -> list[Suspicion]:
-    """What is suspected, by rank.
+    """What is suspected, of each rank at most one thing.
 
     Args:
         spares: those that wait to take the place of one that dies; they can only be silent.
@@ -57,29 +57,33 @@ def suspicions(
     awake = [(rank, member) for rank, member in present if heard[rank] < suspect_seconds and rank not in spares]
     waiting = [rank for rank, member in awake if _phase(member) == WAITING]
     all_wait = bool(awake) and len(waiting) == len(awake)
-    if silent:
-        # A process that ends closes its connection; one that is stopped, or cut off, seems to have it still. And who
-        # lives comes to a coordinator that takes the place of another one, unless it is stopped.
-        have_ended = not awake and any(not member.connected for rank, member in silent if rank not in spares)
-        # And nobody waits for a spare before it is needed, and then it must be there.
-        return [
-            Suspicion(
-                rank,
-                member,
-                "silent",
-                heard[rank],
-                all_wait or rank in spares or (have_ended and (member.connected or not member.has_joined)),
-            )
-            for rank, member in silent
-        ]
+    # A process that ends closes its connection; one that is stopped, or cut off, seems to have it still. And who lives
+    # comes to a coordinator that takes the place of another one, unless it is stopped.
+    have_ended = not awake and any(not member.connected for rank, member in silent if rank not in spares)
+    found = [
+        Suspicion(
+            rank,
+            member,
+            "silent",
+            heard[rank],
+            # And nobody waits for a spare before it is needed, and then it must be there.
+            all_wait or rank in spares or (have_ended and (member.connected or not member.has_joined)),
+        )
+        for rank, member in silent
+    ]
     if not waiting or any(_phase(member) not in (WAITING, *WORKING) for _, member in awake):
-        return []
+        return found
     seconds = min(idle_seconds(member, now, here_since) for _, member in awake)
     if seconds < max(suspect_seconds, STEPS_BEFORE_STUCK * step_seconds):
-        return []
-    if all_wait:
-        return [Suspicion(rank, member, "deadlock", seconds, all_wait) for rank, member in awake]
-    return [Suspicion(rank, member, "stuck", seconds, all_wait) for rank, member in awake if _phase(member) != WAITING]
+        return found
+    if not all_wait:
+        # Also beside a silent one: those that are left may wait for this one to go on without the dead.
+        found += [
+            Suspicion(rank, member, "stuck", seconds, all_wait) for rank, member in awake if _phase(member) != WAITING
+        ]
+    elif not silent:
+        found += [Suspicion(rank, member, "deadlock", seconds, all_wait) for rank, member in awake]
+    return found
 
 
 def _phase(member: Member) -> str:

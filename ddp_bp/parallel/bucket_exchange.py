@@ -132,15 +132,18 @@ class BucketExchange(Ownership):
             self.finish()
         for number, bucket in enumerate(self.buckets):
             lo, hi = overlap(self.bounds, bucket)
-            if lo < hi and not self._has_arrived(number):
+            if lo < hi and not self.has_arrived(number):
                 break
             for first in range(lo, hi, BLOCK_ELEMENTS):
                 last = min(first + BLOCK_ELEMENTS, hi)
                 take(first, last, self._totals[first:last])
         self.finish()
 
-    def _has_arrived(self, number: int) -> bool:
-        """Wait until all ranks of the node can read the sum of a bucket; False if that will not be."""
+    def has_arrived(self, number: int) -> bool:
+        """Wait until all ranks of the node can read the sum of a bucket; False if that will not be.
+
+        Between `release_all` and `finish`, while the exchange goes on in the background. Not collective.
+        """
         with self._arrival:
             self._arrival.wait_for(lambda: self._num_arrived > number or self._error is not None)
             return self._num_arrived > number

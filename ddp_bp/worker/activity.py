@@ -43,6 +43,8 @@ _PHASES: Mapping[CodeType, str] = MappingProxyType(
         Checkpointing.begin.__code__: "checkpoint",
         Checkpointing.wait.__code__: "checkpoint",
         write_sample.__code__: "sampling",
+        # For the other thread, which waits for other ranks.
+        BucketExchange.has_arrived.__code__: WAITING,
         BucketExchange.finish.__code__: WAITING,
     }
 )
