@@ -17,7 +17,7 @@
     |   |-- DisagreementError     ranks differ in step, parameter layout, membership, BLAS or results
     |   |-- DeadlineError         a wait between processes passed its deadline
     |   |-- PeerLostError         a rank has died; the others can go on without it
-    |   |-- NodeLostError         all ranks that shared a memory have died; the job goes on from a checkpoint
+    |   |-- NodeLostError         those that are left cannot go on in place; the job goes on from a checkpoint
     |   |-- CoordinatorLostError  the coordinator is gone for good, with the rank that had started it
     |   `-- RemoteError           another rank failed; that rank shows why
     |-- DownloadError             a file could not be had from any of its addresses
@@ -125,7 +125,8 @@ class PeerLostError(DistributedError):
 
 
 class NodeLostError(DistributedError):
-    """All ranks that shared a memory have died, and with it what only they had: a part of the optimizer's state."""
+    """Those that are left cannot go on in place: all ranks that shared a memory have died, and with it what only they
+    had, a part of the optimizer's state; or one of those that are left lacks what it needs."""
 
     on_every_rank = True
     restart_helps = True

@@ -31,7 +31,7 @@ from ddp_bp.parallel.journal import Begun, Stage
 from ddp_bp.parallel.membership import shard_run
 from ddp_bp.parallel.nodes import Nodes, nodes_of_survivors
 from ddp_bp.worker.crew import Crew
-from ddp_bp.worker.failures import RankFailure, raise_together
+from ddp_bp.worker.failures import RankFailure, print_failure, raise_together
 from ddp_bp.worker.step import StepResult, result_of, take
 from ddp_bp.worker.team import Team, Trained, build_finishing_team, build_team
 from ddp_bp.worker.update import copied_vectors, restores_slices
@@ -74,6 +74,7 @@ class Recovery:
         self._team: Team | None = None
         self._num_steps = 0
         self._crew = crew
+        self._cannot: NodeLostError | None = None
         self.called: tuple[int, ...] = ()
         """The spares that have joined the team."""
         self.result: StepResult | None = None
@@ -114,6 +115,13 @@ class Recovery:
             self._revoke()
         except DdpError as raised:
             flags, error = _CAME_THROUGH | (_RESTART_HELPS if raised.restart_helps else 0), raised
+        except Exception as raised:  # such as too little memory; the others may be anywhere, and hear of it next time
+            flags = _WELL | _RESTART_HELPS
+            print_failure(raised, self._crew.identity, self._num_steps)
+            self._cannot = NodeLostError(
+                f"rank {self._crew.identity} cannot go on without the dead: {type(raised).__name__}: {raised}"
+            )
+            self._revoke()
         flags = self._crew.communicator.agree(flags)
         if flags & _CAME_THROUGH and not flags & _WELL:
             # Whoever says that a restart would not help keeps the job from being started again.
@@ -133,7 +141,11 @@ class Recovery:
     def _phases(self) -> tuple[Callable[[], None], ...]:
         """In those that make a communicator nothing else is done: who waits there for others cannot be told that they
         have met an error before."""
-        return self._find_each_other, self._prepare, self._take, self._find_next_team, self._build
+        return self._see_if_all_can, self._find_each_other, self._prepare, self._take, self._find_next_team, self._build
+
+    def _see_if_all_can(self) -> None:
+        if self._cannot is not None:
+            raise self._cannot
 
     def _find_each_other(self) -> None:
         """A communicator of those that are left of the team."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import threading
@@ -29,6 +30,7 @@ from ddp_bp.parallel.journal import Journal
 from ddp_bp.parallel.nodes import Nodes, share
 from ddp_bp.parallel.threads import ThreadCommunicator, run_ranks
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
+from ddp_bp.worker import recovery
 from ddp_bp.worker.crew import Crew
 from ddp_bp.worker.failures import RankFailure
 from ddp_bp.worker.phases import Phase, PhaseClock
@@ -334,6 +336,34 @@ def test_spares_hear_as_well_that_a_restart_helps() -> None:
 
     first, dead, spare = run_ranks(3, run)
     assert "all ranks of a node have died" in first and dead is None and "cannot go on" in spare
+
+
+@pytest.mark.parametrize("what", ["build_team", "build_finishing_team"])
+def test_a_rank_that_finds_no_memory_to_go_on_with_lets_all_go_on_from_a_checkpoint(
+    what: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    built = threading.Barrier(4)
+    build = getattr(recovery, what)
+
+    def build_or_fail(*arguments: Any, **options: Any) -> Team:
+        if threading.current_thread() is poor[0]:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return build(*arguments, **options)
+
+    poor: list[threading.Thread] = []
+    monkeypatch.setattr(recovery, what, build_or_fail)
+
+    def run(communicator: Communicator) -> str:
+        if communicator.rank == 1:
+            poor.append(threading.current_thread())
+        with pytest.raises(NodeLostError) as caught:
+            train(communicator, WIDE, {2: 12}, built)
+        return str(caught.value)
+
+    first, own, dead, last = run_ranks(4, run)
+    assert "rank 1 cannot go on without the dead: OSError: [Errno 24] Too many open files" in own
+    assert dead is None and first == last and "cannot go on" in first
+    assert "rank 1 failed at step" in capfd.readouterr().err
 
 
 def test_who_has_offered_memory_may_die_before_others_have_taken_it() -> None:
