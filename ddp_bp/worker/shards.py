@@ -74,7 +74,8 @@ class _KnownGroup:
 
 
 class ShardResult(NamedTuple):
-    """What is known of a computed shard beside its vector: sums, digests (see `digest`), and whether all is finite."""
+    """What is known of a computed shard beside its vector: sums, digests (see `digest`), and whether all is finite, and
+    stays so when it is added to that of the other shards."""
 
     loss: float
     weight: float
@@ -227,6 +228,11 @@ class ShardComputation:
         self._early.begin([(vectors[number + 1], vectors[number]) for number in range(num_merges)], prepare)
         self._compute_shard(self._step, index, into, early=self._early)
 
+    def _can_be_added(self, vector: Array) -> bool:
+        """Whether all of it is finite, and so is the sum of as many such vectors as there are shards."""
+        most = np.finfo(vector.dtype).max / self._batches.plan.num_shards
+        return bool(vector.min() >= -most and vector.max() <= most)
+
     def _round(self, shard: int, partial: Partial, lo: int, hi: int) -> None:
         if self._compression is not None:
             self._compression.round(shard, partial.gradient, lo, hi)
@@ -294,6 +300,6 @@ class ShardComputation:
         if into.moves.size:
             squared_size += float(into.moves.dot(into.moves))
         # Only if that is too large are the elements looked at one by one.
-        is_finite = math.isfinite(loss) and (math.isfinite(squared_size) or bool(np.isfinite(into.vector).all()))
+        is_finite = math.isfinite(loss) and (math.isfinite(squared_size) or self._can_be_added(into.vector))
         digest = result_digest(loss, squared_size)
         return ShardResult(loss, weight, correct, batch.ids_digest, digest, is_finite), batch.num_samples

@@ -272,6 +272,34 @@ def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is() -> None:
     assert run_ranks(2, run) == [((0, 1, 2, 3), True, False)] * 2
 
 
+class Flat(nn.Module):
+    """Its output is 0, and the gradient of its weight the sum of the inputs."""
+
+    def __init__(self) -> None:
+        self.weight = nn.Parameter(np.zeros((6, 1), np.float32))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("size", WORLD_SIZES)
+@pytest.mark.parametrize(("target", "bad"), [(-4, ()), (-10, (0, 2))])
+def test_gradients_that_are_finite_and_whose_sum_is_not_are_skipped(size: int, target: float, bad: tuple[int]) -> None:
+    inputs, targets = np.zeros((34, 6), np.float32), np.zeros((34, 1), np.float32)
+    for shard in (0, 2):
+        sample = SGD.plan.shard_ids(1, shard)[0]
+        # Twice the product of both: 0.8e38 or 2e38.
+        inputs[sample, 3], targets[sample] = 1e37, target
+    case = Case(Dataset(inputs, targets), Flat, functools.partial(optim.SGD, lr=0.0), is_classification=False)
+
+    def run(communicator):
+        rank = build_rank(communicator, case)
+        return rank.step.run(1).nonfinite_shards, np.isfinite(rank.parameters.data).all()
+
+    assert run_ranks(size, run) == [(bad, True)] * size
+
+
 class Steep(nn.Module):
     """Its output is 0, but for samples of 0, and the gradient of its weight 1e20 times the sample."""
 
