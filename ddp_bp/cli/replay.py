@@ -31,7 +31,8 @@ def replay(run_dir: Path, step: int, shard: int | None, as_json: bool) -> int:
     """Compute step N of the run in RUN_DIR once more, on this one process, and compare it with the ledger.
 
     It begins at the newest valid checkpoint before the step, or with the initial weights, and compares the steps in
-    between as well. Nothing is written. Exit code 1 if anything came out otherwise than recorded.
+    between as well, and the weights after the step with a checkpoint of then, if there is one. Nothing is written. Exit
+    code 1 if anything came out otherwise than recorded.
     """
     started = read_started(run_dir)
     run = RunDirectory(run_dir)
@@ -49,7 +50,7 @@ def replay(run_dir: Path, step: int, shard: int | None, as_json: bool) -> int:
             )
         if checkpoint is not None:
             check_checkpoint(checkpoint, job, warn)
-        found = replay_steps(job, checkpoint, records, shard)
+        found = replay_steps(job, checkpoint, records, shard, _weights_after(run, step))
     if as_json:
         print_json(found.as_dict())
         return 0 if found.equal else 1
@@ -77,6 +78,16 @@ def _newest_checkpoint(run: RunDirectory, step: int) -> Checkpoint | None:
             return run.store.load(entry.path)
         except CheckpointError as error:
             warn(f"checkpoint of step {entry.step} is not used: {error}")
+    return None
+
+
+def _weights_after(run: RunDirectory, step: int) -> str | None:
+    """The hash of the weights after `step`, if there is a checkpoint of that moment whose digests are right."""
+    for entry in run.store.entries():
+        if entry.step == step + 1:
+            # What is wrong with it is not this step's matter.
+            with contextlib.suppress(CheckpointError):
+                return run.store.load(entry.path).manifest.weights_sha256
     return None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ddp_bp.checkpoint import Checkpoint
+from ddp_bp.checkpoint import Checkpoint, weights_sha256
 from ddp_bp.errors import InputError
 from ddp_bp.parallel.single import SingleCommunicator
 from ddp_bp.wire.phases import PHASE_BUCKETS_SECONDS
@@ -40,7 +40,8 @@ class ShardOutcome:
 
 @dataclass(frozen=True)
 class Difference:
-    """A step that came out otherwise than recorded: in these shards, or, if there are none, in the chain alone."""
+    """A step that came out otherwise than recorded: in these shards, or, if there are none, in the chain alone, or in
+    the weights."""
 
     step: int
     shards: list[int]
@@ -51,7 +52,8 @@ class Difference:
 class Replay:
     """What was replayed: steps `first_step` to `step`, of the last one `shards`.
 
-    `chain_sha256` is None if that was one shard only. `differences`: one entry for each step where something differs.
+    `chain_sha256` and `weights_sha256`, of after the step, are None if that was one shard only. `differences`: one
+    entry for each step where something differs.
     """
 
     step: int
@@ -59,6 +61,7 @@ class Replay:
     checkpoint: str | None
     shards: list[ShardOutcome] = field(default_factory=list)
     chain_sha256: str | None = None
+    weights_sha256: str | None = None
     differences: list[Difference] = field(default_factory=list)
 
     @property
@@ -71,10 +74,16 @@ class Replay:
         return {**asdict(self), "shards": shards, "equal": self.equal}
 
 
-def replay(job: Job, checkpoint: Checkpoint | None, records: Sequence[Record], shard: int | None = None) -> Replay:
+def replay(
+    job: Job,
+    checkpoint: Checkpoint | None,
+    records: Sequence[Record],
+    shard: int | None = None,
+    weights_after: str | None = None,
+) -> Replay:
     """Take the steps of `records` once more, which follow on `checkpoint`, or on the beginning if that is None.
 
-    shard: compute only this one of the last step.
+    shard: compute only this one of the last step. weights_after: the `weights_sha256` after the last step, if known.
 
     Raises:
         InputError: there is no such shard.
@@ -105,6 +114,8 @@ def replay(job: Job, checkpoint: Checkpoint | None, records: Sequence[Record], s
                 results = {shard: results[shard]}
             _compare(record, results, ledger.chain_sha256, found)
             _evaluate(composed, job, record.step + 1)
+        else:
+            _compare_weights(step, weights_sha256(job.parameters.arrays()), weights_after, found)
     sizes = [hi - lo for _, lo, hi in (plan.shard_range(step, number) for number in range(plan.num_shards))]
     found.shards = [
         ShardOutcome(number, sizes[number], records[-1].results[number], digest) for number, digest in results.items()
@@ -131,6 +142,13 @@ def _compare(record: Record, results: dict[int, str], chain_sha256: str | None, 
     elif chain_sha256 is not None and record.chain != chain_sha256 and not found.differences:
         problem = f"all results are as recorded, but the hash is {chain_sha256} and not {record.chain}"
         found.differences.append(Difference(record.step, [], problem))
+
+
+def _compare_weights(step: int, replayed: str, recorded: str | None, found: Replay) -> None:
+    found.weights_sha256 = replayed
+    if recorded not in (None, replayed) and not found.differences:
+        problem = f"all results are as recorded, but the weights' hash is {replayed} and not {recorded}"
+        found.differences.append(Difference(step, [], problem))
 
 
 def _evaluate(composed: Composition, job: Job, num_steps: int) -> None:

@@ -8,10 +8,12 @@ import shutil
 import signal
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from support import ddp_bp, processes_of, run_to_end, summary_of, wait_for_step, wait_until
 
+from ddp_bp.checkpoint import CheckpointStore
 from ddp_bp.worker.ledger import read_record
 
 pytestmark = pytest.mark.mpi
@@ -173,6 +175,7 @@ def test_a_run_over_two_starts_is_verified_and_its_steps_replayed(run_ddp_bp, ru
         assert (result.returncode, replayed["equal"], replayed["first_step"]) == (0, True, first), result.stdout
         assert [row["replayed"] for row in replayed["shards"]] == lines[step]["results"]
         assert replayed["chain_sha256"] == lines[step]["chain"]
+    assert replayed["weights_sha256"] == summary_of(run_dir)["weights_sha256"]
     result = run_ddp_bp("replay", run_dir, "--step", 12, "--shard", 3)
     assert result.returncode == 0, result.stderr
     assert "steps 11 to 12, from checkpoint " in result.stdout and "equal" in result.stdout
@@ -200,6 +203,21 @@ def test_a_forged_result_is_found_by_checkpoints_and_by_a_replay(
     shown = run_ddp_bp("replay", run_dir, "--step", 12, "--shard", 3)
     assert shown.returncode == 1
     assert "DIFFERS" in shown.stdout and "first difference at step 12: the results of shards 3 differ" in shown.stdout
+
+
+def test_weights_that_do_not_follow_from_the_last_step_are_found_by_a_replay(
+    run_ddp_bp, run_of_everything: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(run_of_everything, run_dir)
+    store = CheckpointStore(run_dir / "checkpoints")
+    last = store.load(store.entries()[0].path)
+    model = {**last.model, "head.weight": last.model["head.weight"] + np.float32(1)}
+    store.write(msgspec.structs.replace(last.manifest, weights_sha256=""), model, last.optimizer)
+    assert store.verify(last.path) == []
+    result = run_ddp_bp("replay", run_dir, "--step", 23)
+    assert result.returncode == 1 and "steps 11 to 23" in result.stdout
+    assert "first difference at step 23: all results are as recorded, but the weights' hash is" in result.stdout
 
 
 def test_what_cannot_be_replayed_or_shown_is_exit_code_2(run_ddp_bp, run_of_everything: Path, tmp_path: Path) -> None:
