@@ -25,11 +25,17 @@ from ddp_bp.wire.messages import CheckpointBegin, CheckpointChunk, CheckpointDon
 REQUEST_SECONDS: Final = 600.0
 """How long rank 0 may take to begin a checkpoint that it was asked for. Ranks agree between steps; one may be long."""
 
+WRITE_SECONDS: Final = 600.0
+WRITE_BYTES_PER_SECOND: Final = 1e6
+"""How long the disk may take for a checkpoint, and besides how slow it may be. Then the checkpoint counts as failed,
+and no other is begun until the disk answers, as that of a file server may that has been away."""
+
 AWAY_SECONDS: Final = 2.0
 """How long a checkpoint waits for the part of a rank that is not connected."""
 
 DURATION_BUCKETS_SECONDS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 300.0)
 
+_NO_ANSWER: Final = "the disk of the run directory has not answered for over 10 minutes; is its file server there?"
 _MEMBERSHIP_CHANGED: Final = "ranks have died, and the others go on without them"
 _NUM_REMEMBERED: Final = 256
 _NUM_REPEATED: Final = 16
@@ -59,8 +65,11 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Writing:
+    """`until`: when the disk should have answered."""
+
     step: int
     begun_at: float
+    until: float
 
 
 class CheckpointDesk:
@@ -77,6 +86,8 @@ class CheckpointDesk:
         self._assembly: Assembly | None = None
         self._away_since: float | None = None
         self._writing: dict[str, _Writing] = {}
+        # Given up, though the disk may still write it.
+        self._stalled: dict[str, _Writing] = {}
         self._closed: dict[str, CheckpointDone] = {}
         self._due_at: float | None = None
         self._num_timed = 0
@@ -127,6 +138,9 @@ class CheckpointDesk:
             )
             self._assembly = None
             instructions += self._close(assembly.request_id, "failed", why, assembly.step)
+        for request_id in [name for name, one in self._writing.items() if now > one.until]:
+            self._stalled[request_id] = writing = self._writing.pop(request_id)
+            instructions += self._close(request_id, "failed", _NO_ANSWER, writing.step)
         for request_id in [name for name, asked in self._asked.items() if now - asked.asked_at > REQUEST_SECONDS]:
             instructions += self._give_up(request_id, f"rank 0 did not begin it within {REQUEST_SECONDS:g} s")
         if training and self._due_at is not None and now >= self._due_at and not self.in_progress:
@@ -167,6 +181,11 @@ class CheckpointDesk:
             return []
         if (done := self._closed.get(message.request_id)) is not None:
             return [Send(sender.identity, done), *self._tell_tools(done)]
+        if self._stalled:
+            # Each would wait for the disk in memory.
+            if self._assembly is not None and self._assembly.request_id == message.request_id:
+                self._assembly = None
+            return self._close(message.request_id, "failed", _NO_ANSWER)
         instructions: list[Instruction] = []
         try:
             if self._assembly is not None and self._assembly.request_id == message.request_id:
@@ -204,8 +223,10 @@ class CheckpointDesk:
         except WireError as error:
             return self._abort(message.request_id, error)
         self._assembly = None
-        self._writing[assembly.request_id] = _Writing(assembly.step, assembly.begun_at)
         manifest, model, optimizer = assembly.result()
+        num_bytes = sum(array.nbytes for array in (*model.values(), *optimizer.values()))
+        until = now + WRITE_SECONDS + num_bytes / WRITE_BYTES_PER_SECOND
+        self._writing[assembly.request_id] = _Writing(assembly.step, assembly.begun_at, until)
         return [WriteCheckpoint(assembly.request_id, manifest, model, optimizer)]
 
     def _abort(self, request_id: str, error: WireError) -> list[Instruction]:
@@ -232,7 +253,8 @@ class CheckpointDesk:
 
     def written(self, event: CheckpointWritten, now: float, unix_seconds: float) -> list[Instruction]:
         """The disk holds a checkpoint."""
-        writing = self._writing.pop(event.request_id, None)
+        stalled = self._stalled.pop(event.request_id, None)
+        writing = self._writing.pop(event.request_id, stalled)
         if writing is None:
             return []
         record = self.record
@@ -244,10 +266,15 @@ class CheckpointDesk:
         record.duration_sum_seconds += seconds
         if self._config.checkpoint_every_seconds is not None:
             self._due_at = now + self._config.checkpoint_every_seconds
+        if stalled is not None:
+            # Ranks were told otherwise, and have forgotten it.
+            record.results["ok"] += 1
+            return [Log("warning", f"the disk answers again; checkpoint {event.request_id} is written: {event.path}")]
         return self._close(event.request_id, "ok", event.problem or "", writing.step, event.path)
 
     def failed(self, request_id: str, error: str) -> list[Instruction]:
         """The disk could not write a checkpoint."""
+        self._stalled.pop(request_id, None)
         writing = self._writing.pop(request_id, None)
         return [] if writing is None else self._close(request_id, "failed", error, writing.step)
 

@@ -163,11 +163,18 @@ class CoordinatorLink:
                 self._send_again()
         return messages
 
-    def wait(self, select: Callable[[FromCoordinator], Reply | None], silence_seconds: float, what: str) -> Reply:
+    def wait(
+        self,
+        select: Callable[[FromCoordinator], Reply | None],
+        silence_seconds: float,
+        what: str,
+        limit_seconds: float = math.inf,
+    ) -> Reply:
         """Wait for the first message that `select` maps to something, and return that; other messages stay queued.
 
         Raises:
-            DeadlineError: the coordinator was silent, heartbeats included, for `silence_seconds`.
+            DeadlineError: the coordinator was silent, heartbeats included, for `silence_seconds`, or it was there and
+                has not answered for `limit_seconds`.
         """
         began = monotonic()
         with self._changed:
@@ -185,7 +192,12 @@ class CoordinatorLink:
                         f"rank {self._hello.rank}: waited for {what} from the coordinator at {self._address}, "
                         f"which was silent for {silence_seconds:g} s; is it running and reachable from here?"
                     )
-                self._changed.wait(remaining)
+                if (left := began + limit_seconds - monotonic()) <= 0:
+                    raise DeadlineError(
+                        f"rank {self._hello.rank}: waited {limit_seconds:g} s for {what} from the coordinator at "
+                        f"{self._address}, which is there; does the disk of the run directory answer?"
+                    )
+                self._changed.wait(min(remaining, left))
 
     def close(self, flush_seconds: float = 5.0) -> None:
         """Say goodbye, send what is queued for at most `flush_seconds`, and end the thread."""

@@ -49,6 +49,8 @@ from ddp_bp.worker.team import brief
 WELCOME_SECONDS = 30.0
 _LOOK_SECONDS = 0.005
 """How often a spare looks whether it is needed. A recovery waits for it."""
+_SUMMARY_SECONDS = 600.0
+"""How long the disk may take for the summary, beside a coordinator that is there."""
 
 
 @dataclass(frozen=True)
@@ -349,6 +351,7 @@ class _Run:
             lambda message: message if isinstance(message, Acknowledged) and message.of == "finished" else None,
             SILENCE_SECONDS,
             "the acknowledgement of the summary",
+            _SUMMARY_SECONDS,
         )
         if not reply.ok:
             raise DistributedError(f"the summary of the run was not saved: {reply.message}")

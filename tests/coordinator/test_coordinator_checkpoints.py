@@ -81,6 +81,45 @@ def test_a_checkpoint_that_stalls_is_dropped(tmp_path: Path) -> None:
     assert "nothing arrived for 60 s; rank 1 is not through" in dropped[0][1].message
 
 
+def test_a_disk_that_does_not_answer_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    training = Machine(tmp_path, parent_fd=0)
+    training.join_all()
+    for rank in (0, 1):
+        training.send_checkpoint(rank, 5, "step-5")
+    assert sent(training.tick(599), m.CheckpointDone) == []
+    done = sent(training.tick(2), m.CheckpointDone)
+    assert [(identity, one.request_id, one.ok) for identity, one in done] == [
+        (b"0", "step-5", False),
+        (b"1", "step-5", False),
+    ]
+    assert "has not answered for over 10 minutes" in done[0][1].message
+    # No other one waits in memory beside it; all ranks hear so, once.
+    told = [one for rank in (0, 1) for one in sent(training.send_checkpoint(rank, 9, "step-9"), m.CheckpointDone)]
+    assert [(identity, one.request_id, one.ok) for identity, one in told] == [
+        (b"0", "step-9", False),
+        (b"1", "step-9", False),
+        (b"1", "step-9", False),
+    ]
+    assert training.coordinator.checkpoints.record.results == {"failed": 2}
+    (log,) = training.event(e.CheckpointWritten("step-5", "/c/step-5", 1234))
+    assert isinstance(log, e.Log) and "the disk answers again" in log.text
+    record = training.coordinator.checkpoints.record
+    assert (record.last_step, record.last_seconds, record.results) == (5, 601, {"failed": 2, "ok": 1})
+    training.send_checkpoint(0, 11, "step-11")
+    assert isinstance(training.send_checkpoint(1, 11, "step-11")[-1], e.WriteCheckpoint)
+
+
+def test_a_disk_that_answers_too_late_that_it_has_failed_is_used_again(tmp_path: Path) -> None:
+    training = Machine(tmp_path, parent_fd=0)
+    training.join_all()
+    for rank in (0, 1):
+        training.send_checkpoint(rank, 5, "step-5")
+    training.tick(601)
+    assert training.event(e.DiskFailed("checkpoint", "stale file handle", "step-5")) == []
+    training.send_checkpoint(0, 11, "step-11")
+    assert isinstance(training.send_checkpoint(1, 11, "step-11")[-1], e.WriteCheckpoint)
+
+
 def test_time_makes_a_checkpoint_due(tmp_path: Path) -> None:
     machine = Machine(tmp_path, checkpoint_every_seconds=10.0, parent_fd=0)
     assert sent(machine.tick(100), m.TakeCheckpoint) == []

@@ -272,6 +272,13 @@ def test_heartbeats_keep_a_wait_alive_and_silence_ends_it(
     assert monotonic() - began >= 0.3
 
 
+def test_a_coordinator_that_is_there_and_does_not_answer_is_waited_for_up_to_a_limit(
+    coordinator: ScriptedCoordinator, link: CoordinatorLink
+) -> None:
+    with pytest.raises(DeadlineError, match=r"rank 0: waited 0\.3 s for a summary .* which is there"):
+        link.wait(is_done, DEADLINE_SECONDS, "a summary", 0.3)
+
+
 @pytest.mark.parametrize("frames", [[b"\x00nonsense"], [b""], [b"\xc1", b"payload"]])
 def test_what_is_no_message_is_a_wire_error(
     coordinator: ScriptedCoordinator, link: CoordinatorLink, frames: list[bytes]
