@@ -48,8 +48,9 @@ from ddp_bp.wire.process import kill_process
 Outgoing = tuple[FromWorker, tuple[Buffer, ...]]
 Reply = TypeVar("Reply")
 
-# Messages handed to ZeroMQ that it has not sent yet: with chunks of 4 MiB, at most 64 MiB of copies.
-_SEND_HIGH_WATER_MARK = 16
+# Messages handed to ZeroMQ that it has not sent yet. Of pieces of checkpoints it makes copies, whose memory stays with
+# the process.
+_SEND_HIGH_WATER_MARK = 1
 _MAX_QUEUED_REPORTS = 8
 # The coordinator sends a heartbeat every second.
 _HELLO_AGAIN_SECONDS = 5.0
