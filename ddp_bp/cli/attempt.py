@@ -39,6 +39,8 @@ POLL_SECONDS = 0.2
 COORDINATOR_END_SECONDS = 60.0
 LEAVE_SECONDS = 3.0
 """How long the coordinator may take to end where nobody wants to wait any more; one that is stopped never does."""
+TRIAL_SECONDS = 3600.0
+"""How long a checkpoint may take before the job is stopped for other ranks; it trains meanwhile."""
 MPIRUN_END_SECONDS = 10.0
 """How long mpirun may take to end after the last rank has said goodbye."""
 SILENT_HOST_END_SECONDS = 1.0
@@ -144,6 +146,8 @@ class _Watch:
     view: TrainingView
     seen: Seen = field(default_factory=Seen)
     was_told_to_change: bool = False
+    told: int = -1
+    told_wish: int = -1
     outcome: int | None = None
     left_at_once: bool = False
     leave_at: float = math.inf
@@ -202,18 +206,19 @@ class _Watch:
     def _look(self) -> dict[str, Any] | None:
         """Show how the job is doing."""
         status = self.view.refresh(self.address.url)
+        self.coordinator.note(status is not None, time.monotonic())
         self.seen.note(status)
         return status
 
     def _watch(self) -> str | None:
         """Until mpirun ends or is to be ended. Returns what else broke the job, if anything did."""
-        told, told_wish, gone_at = -1, -1, math.inf
+        gone_at, num_takeovers = math.inf, self.coordinator.num_takeovers
         deaths = StartDeaths(self.mpirun.pid, self.num_ranks_here)
         while self.mpirun.poll() is None:
             self.hold.note_stop(self.asked)
-            if self.asked and told != self.coordinator.num_takeovers:
+            if self.asked and self.told != self.coordinator.num_takeovers:
                 # A coordinator that takes another one's place does not know.
-                told = self.coordinator.num_takeovers
+                self.told = self.coordinator.num_takeovers
                 self.view.say(_stop_line(self.asked[0]))
                 self._tell_to_stop(self.asked[0])  # type: ignore[arg-type]
             announced = next((name for name in self.asked if name in ANNOUNCEMENTS), None)
@@ -243,9 +248,12 @@ class _Watch:
                 return silent
             if status is not None and not self.asked:
                 self.change.follow(status, time.monotonic())
+            if num_takeovers != self.coordinator.num_takeovers:
+                num_takeovers = self.coordinator.num_takeovers
+                self.change.forget_trial()
             cause = self.change.told(self._look, time.monotonic())
-            if cause is not None and told_wish != self.coordinator.num_takeovers:
-                told_wish, self.was_told_to_change = self.coordinator.num_takeovers, True
+            if cause is not None and self.told_wish != self.coordinator.num_takeovers:
+                self.told_wish, self.was_told_to_change = self.coordinator.num_takeovers, True
                 self._tell_to_stop(cause)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.mpirun.wait(POLL_SECONDS)
@@ -283,7 +291,7 @@ class _Watch:
         def ask() -> None:
             try:
                 with ToolClient(self.address.address, self.address.run_id) as client:
-                    done = client.request_checkpoint()
+                    done = client.request_checkpoint(TRIAL_SECONDS)
                 told.set_result("" if done.ok else done.message)
             except DdpError as error:
                 told.set_result(str(error))
@@ -303,6 +311,8 @@ class _Watch:
                 # Otherwise the job has ended, or the next coordinator is told.
                 if self.coordinator.check() is None and num_takeovers == self.coordinator.num_takeovers:
                     self.view.complain(f"ddp-bp: the workers could not be told: {error}")
+                    # Tried again.
+                    self.told = self.told_wish = -1
 
         threading.Thread(target=tell, name="tell ranks to stop", daemon=True).start()
 

@@ -37,6 +37,13 @@ class Change:
             self._say(f"{wish.why}; saving a checkpoint")
             self._trial = self._begin_checkpoint()
 
+    def forget_trial(self) -> None:
+        """The checkpoint that was asked for will not come, since whom it was asked of is no more. It is asked for again
+        when the wish is taken up anew."""
+        if self._trial is not None:
+            self.wish = self._trial = None
+            self._resizing.take_back(None)
+
     def told(self, status: Callable[[], dict[str, Any] | None], now: float) -> StopCause | None:
         """What the ranks are to be told to stop for, as soon as they may be. `status`: the newest, None if there is
         none."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import traceback
 from pathlib import Path
 
 import click
 
 from ddp_bp.cli import options
 from ddp_bp.cli.job_folder import clear_job
+from ddp_bp.cli.kept_coordinator import CRASHED_EXIT_CODE
 from ddp_bp.cli.prepare import check_ports
 from ddp_bp.cli.run_hold import check_not_held
 from ddp_bp.coordinator.config import CoordinatorConfig
 from ddp_bp.coordinator.server import run
+from ddp_bp.errors import DdpError
 from ddp_bp.recipes import load_recipe
 from ddp_bp.recipes.schema import start_id
 from ddp_bp.worker.rundir import RunDirectory, describe_environment
@@ -86,7 +89,7 @@ def coordinator(
         run_directory.create(resolved, describe_environment())
     section, checkpoint = resolved.coordinator, resolved.checkpoint
     parent = os.getppid()
-    code = run(
+    code = _run(
         CoordinatorConfig(
             run_dir=run_dir,
             run_id=start_id(resolved, num_restarts + num_resizes),
@@ -117,3 +120,14 @@ def coordinator(
     if job_folder is not None and os.getppid() != parent:
         clear_job(job_folder, RANKS_END_SECONDS)
     return code
+
+
+def _run(config: CoordinatorConfig) -> int:
+    """The exit code, one of its own after a defect, so that whoever started it starts another one."""
+    try:
+        return run(config)
+    except DdpError:
+        raise
+    except Exception:
+        traceback.print_exc()
+        return CRASHED_EXIT_CODE

@@ -1,4 +1,5 @@
-"""A coordinator that is started again, at the same address, whenever it is killed. Knows not what it does."""
+"""A coordinator that is started again, at the same address, whenever it is killed, breaks or does not answer any more.
+Knows not what it does."""
 
 from __future__ import annotations
 
@@ -18,6 +19,10 @@ POLL_SECONDS = 0.2
 LINGER_POLL_SECONDS = 0.05
 END_SECONDS = 1.0
 """How long a coordinator may take to end once it need not linger any more."""
+CRASHED_EXIT_CODE = 70
+"""Of a coordinator that was ended by an error which nobody has foreseen, and which need not come again."""
+ANSWER_SECONDS = 20.0
+"""One that has answered, and then has not for so long, is stopped, or its host is gone."""
 MOST_TIMES = 5
 WITHIN_SECONDS = 60.0
 """One that is killed more than so often in so short a time will be killed again."""
@@ -41,6 +46,7 @@ class KeptCoordinator:
         self.address: CoordinatorAddress = read_address(run_dir)
         self.num_takeovers = 0
         self._killed_at: deque[float] = deque(maxlen=MOST_TIMES)
+        self._answered_at: float | None = None
         self._lock = threading.Lock()
         self._released = False
         self._watching: threading.Thread | None = None
@@ -49,7 +55,7 @@ class KeptCoordinator:
         """To be called a few times a second: its exit code if it has ended and no other one takes its place."""
         with self._lock:
             code = self._current.poll()
-            if code is None or code >= 0 or self._released:
+            if code is None or (code >= 0 and code != CRASHED_EXIT_CODE) or self._released:
                 return code
             now = time.monotonic()
             if len(self._killed_at) == MOST_TIMES and now - self._killed_at[0] < WITHIN_SECONDS:
@@ -64,8 +70,20 @@ class KeptCoordinator:
                 self._released = True
                 return code
             self.num_takeovers += 1
+            self._answered_at = None
             self._say(f"the coordinator {how_it_ended(code)}; another process has taken its place, and no rank waited")
             return None
+
+    def note(self, answers: bool, now: float) -> None:
+        """To be told each time that it was asked for something, and whether it has answered. One that does not any more
+        is killed. `now`: seconds of a monotonic clock."""
+        with self._lock:
+            if answers:
+                self._answered_at = now
+            elif self._answered_at is not None and now - self._answered_at > ANSWER_SECONDS and not self._released:
+                self._say(f"the coordinator has not answered for {ANSWER_SECONDS:g} s, and is killed")
+                self._answered_at = None
+                self._current.process.kill()
 
     def watch(self) -> None:
         """Check in a thread, where nobody else has the time for it."""

@@ -19,6 +19,8 @@ from ddp_bp.cli.supervise import History
 from ddp_bp.errors import DeadlineError, InputError, LaunchError
 
 COORDINATOR_START_SECONDS = 60.0
+KILL_SECONDS = 5.0
+"""How long a process that was killed may take to be gone."""
 _PR_SET_PDEATHSIG = 1
 _FIRST_SIGNAL_CODE = 128
 
@@ -45,7 +47,11 @@ class CoordinatorProcess:
             return self._exit_code(self.process.wait(timeout_seconds))
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return self.process.wait()
+            try:
+                return self.process.wait(KILL_SECONDS)
+            except subprocess.TimeoutExpired:
+                # It waits for a disk that does not answer, and ends with that.
+                return -signal.SIGKILL
         finally:
             self.release()
 

@@ -71,3 +71,18 @@ def test_of_a_job_that_has_ended_meanwhile_nothing_is_said(newest: dict[str, Any
     # If it was only the coordinator, the one in its place is asked at once.
     scene.change.follow(WANTED, 1.1)
     assert len(scene.trials) == 2
+
+
+def test_another_coordinator_is_asked_at_once_for_what_the_one_before_has_not_answered() -> None:
+    scene = Scene()
+    scene.change.forget_trial()
+    scene.change.follow(WANTED, 0.0)
+    scene.change.forget_trial()
+    assert scene.told() is None and scene.change.wish is None
+    scene.change.follow(WANTED, 0.2)
+    scene.trials[0].set_result("too late")
+    assert scene.told() is None and len(scene.trials) == 2
+    scene.trials[1].set_result("")
+    assert scene.told() == "resize" and scene.complaints == []
+    scene.change.forget_trial()
+    assert scene.told() == "resize", "the checkpoint is there"

@@ -1,17 +1,20 @@
-"""A coordinator that is killed is started again at the same address, but not for ever."""
+"""A coordinator that is killed, or breaks, is started again at the same address, but not for ever."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from support import wait_until
 
+from ddp_bp.cli import coordinator as coordinator_command
 from ddp_bp.cli import kept_coordinator
-from ddp_bp.cli.kept_coordinator import MOST_TIMES, KeptCoordinator
+from ddp_bp.cli.kept_coordinator import ANSWER_SECONDS, CRASHED_EXIT_CODE, MOST_TIMES, KeptCoordinator
 from ddp_bp.cli.processes import CoordinatorProcess
 from ddp_bp.coordinator.address import CoordinatorAddress, write_address
 from ddp_bp.errors import LaunchError
@@ -28,11 +31,12 @@ class Coordinators:
         self.told: list[tuple[Sequence[str], bool]] = []
         self.said: list[str] = []
         self.refuses = False
+        self.code = "input()"
 
     def begin(self, overrides: Sequence[str], takes_over: bool) -> CoordinatorProcess:
         if self.refuses:
             raise LaunchError("the port is taken")
-        process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-c", self.code], stdin=subprocess.PIPE)
         self.started.append(process)
         self.told.append((overrides, takes_over))
         write_address(self.run_dir, CoordinatorAddress(process.pid, "h", 7, 8, "r", "tcp://h:7", "http://h:8/"))
@@ -112,3 +116,47 @@ def test_after_the_job_it_is_left_its_time_and_nobody_takes_its_place(coordinato
     coordinators.kill()
     kept.linger(DEADLINE_SECONDS, lambda: pytest.fail("it has ended by itself"))
     assert kept.check() == -9 and len(coordinators.started) == 1
+
+
+def test_one_that_does_not_answer_any_more_is_killed_and_another_one_takes_its_place(
+    coordinators: Coordinators,
+) -> None:
+    kept = KeptCoordinator(coordinators.begin, coordinators.run_dir, coordinators.said.append)
+    kept.note(False, 0.0)
+    kept.note(False, 100.0)
+    assert kept.check() is None and coordinators.said == [], "it may be out of reach for HTTP"
+    kept.note(True, 100.0)
+    kept.note(False, 100.0 + ANSWER_SECONDS)
+    assert coordinators.said == []
+    coordinators.started[0].send_signal(signal.SIGSTOP)
+    kept.note(False, 100.1 + ANSWER_SECONDS)
+    assert coordinators.started[0].wait(DEADLINE_SECONDS) == -signal.SIGKILL
+    assert kept.check() is None and kept.num_takeovers == 1
+    assert "has not answered for 20 s" in coordinators.said[0] and "another process has taken" in coordinators.said[1]
+    kept.note(False, 200.0)
+    assert coordinators.started[1].poll() is None, "the next one has its own time"
+
+
+def test_one_that_breaks_is_started_again_and_not_for_ever(coordinators: Coordinators) -> None:
+    kept = KeptCoordinator(coordinators.begin, coordinators.run_dir, coordinators.said.append)
+    coordinators.code = f"import sys; sys.exit({CRASHED_EXIT_CODE})"
+    coordinators.kill()
+    for _ in range(MOST_TIMES):
+        assert kept.check() is None
+        coordinators.started[-1].wait(DEADLINE_SECONDS)
+    assert kept.check() == CRASHED_EXIT_CODE
+    assert "ended with exit code 70; another process has taken its place" in coordinators.said[1]
+
+
+def test_a_defect_of_a_coordinator_has_an_exit_code_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: object) -> int:
+        raise MemoryError("a defect")
+
+    monkeypatch.setattr(coordinator_command, "run", run)
+    result = CliRunner().invoke(
+        coordinator_command.coordinator, ["digits", "-n", "1", "--run-dir", str(tmp_path)], standalone_mode=False
+    )
+    assert result.return_value == CRASHED_EXIT_CODE
+    assert "MemoryError: a defect" in result.output + capfd.readouterr().err
