@@ -42,7 +42,9 @@ class Starts:
         self._fault = prepared.recipe.fault
         self._restarts = Restarts(0 if self._fault.recovery == "none" else self._fault.max_restarts)
         self._resizing, self._history = Resizing(self._fault), History()
-        self._checkpoint, self._began = prepared.checkpoint, time.time()
+        self._checkpoint = prepared.checkpoint
+        # Times of one clock, the file system's, which need not be ours.
+        self._known = {entry.path: entry.path.stat().st_mtime_ns for entry in prepared.run.store.entries()}
         self._address: CoordinatorAddress | None = None
         self._wanted = first
         # What to go back to, until as many ranks as are wanted have trained.
@@ -57,14 +59,19 @@ class Starts:
         """Until the job is over: how it ended.
 
         Raises:
-            DdpError: it cannot be started, or none of its hosts is left.
+            DdpError: it cannot be started for the first time.
         """
-        start = self._wanted
+        attempt = self._attempt(self._wanted)
         while True:
-            following = self._next(self._attempt(start))
+            try:
+                following = self._next(attempt)
+            except HostError as error:
+                # They may be back when it is tried again.
+                attempt = Attempt(Ending.DEATH, why=str(error))
+                continue
             if isinstance(following, Attempt):
                 return following
-            start = following
+            attempt = self._attempt(following)
 
     def _attempt(self, start: JobStart) -> Attempt:
         path = self._checkpoint.path if self._checkpoint else None
@@ -73,9 +80,9 @@ class Starts:
                 start, path, self._history, self._address, self._asked, self._hold, self._resizing, self._view
             )
         except DdpError as error:
-            if self._before is None:
+            if self._history.num_starts == 0:
                 raise
-            return Attempt(Ending.ERROR, why=str(error))
+            return Attempt(Ending.DEATH, why=str(error))
         return attempt
 
     def _next(self, attempt: Attempt) -> JobStart | Attempt:
@@ -130,7 +137,7 @@ class Starts:
         step."""
         store = self._prepared.run.store
         for entry in store.entries():
-            if entry.path.stat().st_mtime >= self._began:
+            if entry.path.stat().st_mtime_ns != self._known.get(entry.path):
                 with contextlib.suppress(CheckpointError):
                     self._checkpoint = store.load(entry.path)
                     break

@@ -176,6 +176,60 @@ def test_a_number_that_needs_a_host_which_is_not_fit_is_not_tried(
     assert script.said[1:] == ["going on from step 0 with 2 ranks"]
 
 
+def test_hosts_that_are_away_at_a_restart_are_tried_again_within_its_budget(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def next_start(self: Script, wanted: JobStart) -> JobStart:
+        if away and away.pop():
+            raise HostError(["a: did not answer"])
+        return wanted
+
+    monkeypatch.setattr(Script, "next_start", next_start)
+    away = [True, True]
+    script, starts, _ = begin(DEAD, TRAINED)
+    assert starts.run() == TRAINED and script.sizes == [2, 2]
+    assert ["a: did not answer" in line for line in script.said] == [False, True, True]
+    away = [True] * 9
+    script, starts, _ = begin(DEAD, TRAINED)
+    attempt = starts.run()
+    assert attempt.ending is Ending.DEATH and "a: did not answer" in attempt.why
+    assert script.sizes == [2] and len(script.said) == FaultSection().max_restarts
+
+
+def test_what_cannot_be_started_again_is_tried_within_the_budget(begin: Begin) -> None:
+    script, starts, _ = begin(DEAD, LaunchError("the coordinator ended"), TRAINED)
+    assert starts.run() == TRAINED and script.sizes == [2, 2, 2]
+    script, starts, _ = begin(DEAD, *[LaunchError("the coordinator ended")] * 9)
+    assert starts.run() == Attempt(Ending.DEATH, why="the coordinator ended")
+    assert script.sizes == [2] * (1 + FaultSection().max_restarts)
+
+
+@pytest.mark.parametrize("ahead_seconds", [-3600, 3600])
+def test_a_checkpoint_is_of_this_job_whatever_the_clock_of_its_file_system_says(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_seconds: int
+) -> None:
+    def checkpoint(step: int) -> SimpleNamespace:
+        path = tmp_path / f"step-{step}"
+        path.mkdir(exist_ok=True)
+        # In whole seconds, as coarse as some file systems have it.
+        os.utime(path, (int(time.time()) + ahead_seconds + step,) * 2)
+        return SimpleNamespace(path=path, manifest=SimpleNamespace(step=step))
+
+    def die() -> Attempt:
+        script.checkpoints.insert(0, checkpoint(20))
+        return DEAD
+
+    before = [checkpoint(14)]
+    monkeypatch.setattr(Script, "entries", lambda self: self.checkpoints or before)
+    script, starts, _ = begin(DEAD, die, TRAINED)
+    script.checkpoints = before
+    assert starts.run() == TRAINED
+    assert [line.split("; ")[1].split(" in ")[0] for line in script.said] == [
+        "going on from step 0",
+        "going on from step 20",
+    ]
+
+
 def test_recoveries_are_counted_over_all_starts_however_these_end(begin: Begin) -> None:
     script, starts, _ = begin(replace(DEAD, num_recoveries=2), to_be(3), DEAD, TRAINED)
     script.recoveries = 4
