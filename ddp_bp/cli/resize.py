@@ -58,7 +58,7 @@ class Resizing:
         size, lost, wanted = status["world_size"], status["lost_ranks"], status["wanted_world_size"]
         if wanted is not None and wanted != size:
             return Wish("resize", f"{ranks_text(wanted)} asked for", wanted)
-        if not lost or size >= status["full_world_size"]:
+        if not lost or size in (wanted, status["full_world_size"]):
             return None
         who = f"rank {', '.join(map(str, lost))} has died"
         if self._may_respawn(now):

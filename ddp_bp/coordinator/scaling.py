@@ -8,7 +8,7 @@ from ddp_bp.coordinator.roster import Roster
 
 
 class ScaleDesk:
-    """`wanted`: another number of ranks than there are; None: nobody wants one."""
+    """`wanted`: another number of ranks than the job is to have, or as few as are left; None: nobody wants one."""
 
     def __init__(self, config: CoordinatorConfig, roster: Roster) -> None:
         self._config, self._roster = config, roster
@@ -18,7 +18,8 @@ class ScaleDesk:
         """Note that somebody wants so many ranks. What is against it, if anything."""
         problem = self._problem(world_size, state)
         if problem is None:
-            self.wanted = world_size if world_size != self._roster.world_size else None
+            is_as_ever = world_size == self._roster.world_size == self._config.world_size
+            self.wanted = None if is_as_ever else world_size
         return problem
 
     def _problem(self, world_size: int, state: State) -> str | None:

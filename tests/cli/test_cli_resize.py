@@ -43,6 +43,12 @@ def test_dead_ranks_are_replaced_so_often_in_so_long() -> None:
     assert resizing.wish({**lost, "wanted_world_size": 2}, 149) is not None
 
 
+def test_who_has_asked_for_as_many_as_are_left_gets_no_others() -> None:
+    resizing = Resizing(FaultSection())
+    assert resizing.wish(status(3, lost_ranks=[1], wanted_world_size=3), 0) is None
+    assert resizing.wish(status(2, lost_ranks=[1, 2], wanted_world_size=3), 0) == Wish("resize", "3 ranks asked for", 3)
+
+
 def test_dead_ranks_in_whose_place_spares_are_need_no_replacement() -> None:
     resizing = Resizing(FaultSection())
     assert resizing.wish(status(4, lost_ranks=[1]), 0) is None

@@ -44,3 +44,12 @@ def test_without_a_launcher_that_could_there_is_no_other_number(tmp_path: Path, 
     machine = Machine(tmp_path)
     machine.join_all()
     assert "`ddp-bp train` has not started this job" in ask(machine, world_size)
+
+
+def test_as_many_as_are_left_can_be_asked_for(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, most_workers=3)
+    machine.join_all()
+    machine.receive(b"0", m.Membership(1, 0, 1, [1]))
+    for world_size, wanted in ((1, 1), (2, 2), (1, 1)):
+        assert ask(machine, world_size) == ""
+        assert status_of(machine.coordinator, machine.now)["wanted_world_size"] == wanted
