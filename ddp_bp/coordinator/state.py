@@ -364,7 +364,10 @@ class Coordinator:
             return [*last_try]
         self._exited = True
         members = [member for _, member in self.roster if member.has_joined]
-        stopped = self.state is State.STOPPING and bool(members) and all(member.left for member in members)
+        # Who hands in a summary has saved a checkpoint, and may be killed before it has said goodbye.
+        is_summed_up = self.durability.summary is not None
+        all_left = bool(members) and all(member.left for member in members)
+        stopped = self.state is State.STOPPING and (is_summed_up or all_left)
         code = 0 if not self.durability.lost and (self.state is State.FINISHED or stopped) else 1
         return [*self.checkpoints.abandon("the coordinator ends"), e.Exit(code)]
 

@@ -100,6 +100,20 @@ def test_a_stop_reaches_every_rank_and_ends_well(training: Machine) -> None:
     assert _say_goodbye(training) == [0]
 
 
+def test_a_stop_has_ended_well_once_the_summary_is_durable_whoever_is_killed_then(training: Machine) -> None:
+    training.receive(b"tool", m.StopRequest("SIGTERM"))
+    training.receive(b"0", m.Finished(0, {"steps": 7}))
+    training.event(e.SummaryWritten())
+    training.receive(b"0", m.Goodbye(0))
+    assert exits(training.event(e.Disconnected(b"1"))) == [0]
+
+
+def test_a_stop_before_whose_end_a_rank_is_killed_has_not_ended_well(training: Machine) -> None:
+    training.receive(b"tool", m.StopRequest("SIGTERM"))
+    training.receive(b"0", m.Goodbye(0))
+    assert exits(training.event(e.Disconnected(b"1"))) == [1]
+
+
 def test_a_stop_that_came_too_late_is_a_finished_job(training: Machine) -> None:
     training.receive(b"tool", m.StopRequest("SIGINT"))
     training.receive(b"0", m.Finished(0, {"steps": 100}))
