@@ -28,7 +28,7 @@ PROTOCOL_VERSION: Final = 1
 TOOL_RANK: Final = -1
 """The rank in the `Hello` of a tool, which is no rank of the job."""
 
-CHUNK_BYTES: Final = 256 << 10
+CHUNK_BYTES: Final = 64 << 10
 """Payload size that senders of arrays should use: large enough to be cheap, small enough not to delay reports."""
 
 MAX_FRAME_BYTES: Final = 64 << 20
