@@ -22,7 +22,9 @@ END_SECONDS = 1.0
 CRASHED_EXIT_CODE = 70
 """Of a coordinator that was ended by an error which nobody has foreseen, and which need not come again."""
 ANSWER_SECONDS = 20.0
-"""One that has answered, and then has not for so long, is stopped, or its host is gone."""
+"""One that has answered, and then has not for so long, is stopped."""
+PAUSE_SECONDS = 5.0
+"""Who has not asked for so long was stopped as well."""
 MOST_TIMES = 5
 WITHIN_SECONDS = 60.0
 """One that is killed more than so often in so short a time will be killed again."""
@@ -46,7 +48,9 @@ class KeptCoordinator:
         self.address: CoordinatorAddress = read_address(run_dir)
         self.num_takeovers = 0
         self._killed_at: deque[float] = deque(maxlen=MOST_TIMES)
-        self._answered_at: float | None = None
+        self._has_answered = False
+        self._unanswered_since: float | None = None
+        self._noted_at = -math.inf
         self._lock = threading.Lock()
         self._released = False
         self._watching: threading.Thread | None = None
@@ -70,19 +74,25 @@ class KeptCoordinator:
                 self._released = True
                 return code
             self.num_takeovers += 1
-            self._answered_at = None
+            self._has_answered, self._unanswered_since = False, None
             self._say(f"the coordinator {how_it_ended(code)}; another process has taken its place, and no rank waited")
             return None
 
     def note(self, answers: bool, now: float) -> None:
         """To be told each time that it was asked for something, and whether it has answered. One that does not any more
-        is killed. `now`: seconds of a monotonic clock."""
+        is killed, but for one on the other side of a shell, whose ports another one could not have. `now`: seconds of a
+        monotonic clock."""
         with self._lock:
-            if answers:
-                self._answered_at = now
-            elif self._answered_at is not None and now - self._answered_at > ANSWER_SECONDS and not self._released:
+            if answers or now - self._noted_at > PAUSE_SECONDS:
+                self._unanswered_since = None
+            self._noted_at, self._has_answered = now, self._has_answered or answers
+            if answers or not self._has_answered or self._released or self._current.through_shell:
+                return
+            if self._unanswered_since is None:
+                self._unanswered_since = now
+            if now - self._unanswered_since >= ANSWER_SECONDS:
                 self._say(f"the coordinator has not answered for {ANSWER_SECONDS:g} s, and is killed")
-                self._answered_at = None
+                self._has_answered, self._unanswered_since = False, None
                 self._current.process.kill()
 
     def watch(self) -> None:

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from support import wait_until
 
 from ddp_bp.cli import coordinator as coordinator_command
 from ddp_bp.cli import kept_coordinator
-from ddp_bp.cli.kept_coordinator import ANSWER_SECONDS, CRASHED_EXIT_CODE, MOST_TIMES, KeptCoordinator
+from ddp_bp.cli.kept_coordinator import CRASHED_EXIT_CODE, MOST_TIMES, KeptCoordinator
 from ddp_bp.cli.processes import CoordinatorProcess
 from ddp_bp.coordinator.address import CoordinatorAddress, write_address
 from ddp_bp.errors import LaunchError
@@ -32,6 +33,7 @@ class Coordinators:
         self.said: list[str] = []
         self.refuses = False
         self.code = "input()"
+        self.through_shell = False
 
     def begin(self, overrides: Sequence[str], takes_over: bool) -> CoordinatorProcess:
         if self.refuses:
@@ -40,7 +42,7 @@ class Coordinators:
         self.started.append(process)
         self.told.append((overrides, takes_over))
         write_address(self.run_dir, CoordinatorAddress(process.pid, "h", 7, 8, "r", "tcp://h:7", "http://h:8/"))
-        return CoordinatorProcess(process, -1)
+        return CoordinatorProcess(process, -1, self.through_shell)
 
     def kill(self) -> None:
         self.started[-1].kill()
@@ -122,19 +124,35 @@ def test_one_that_does_not_answer_any_more_is_killed_and_another_one_takes_its_p
     coordinators: Coordinators,
 ) -> None:
     kept = KeptCoordinator(coordinators.begin, coordinators.run_dir, coordinators.said.append)
-    kept.note(False, 0.0)
-    kept.note(False, 100.0)
+
+    def ask(answers: bool, begin: float, end: float) -> None:
+        for now in np.arange(begin, end, 2.0):
+            kept.note(answers, now)
+
+    ask(False, 0.0, 100.0)
     assert kept.check() is None and coordinators.said == [], "it may be out of reach for HTTP"
-    kept.note(True, 100.0)
-    kept.note(False, 100.0 + ANSWER_SECONDS)
+    ask(True, 100.0, 101.0)
+    ask(False, 102.0, 121.0)
+    ask(True, 122.0, 123.0)
+    ask(False, 124.0, 143.0)
+    # Whoever asks was stopped itself.
+    ask(False, 300.0, 319.0)
     assert coordinators.said == []
     coordinators.started[0].send_signal(signal.SIGSTOP)
-    kept.note(False, 100.1 + ANSWER_SECONDS)
+    kept.note(False, 320.0)
     assert coordinators.started[0].wait(DEADLINE_SECONDS) == -signal.SIGKILL
     assert kept.check() is None and kept.num_takeovers == 1
     assert "has not answered for 20 s" in coordinators.said[0] and "another process has taken" in coordinators.said[1]
-    kept.note(False, 200.0)
+    ask(False, 322.0, 400.0)
     assert coordinators.started[1].poll() is None, "the next one has its own time"
+
+
+def test_one_behind_a_shell_is_left_alone_since_its_ports_would_stay_taken(coordinators: Coordinators) -> None:
+    coordinators.through_shell = True
+    kept = KeptCoordinator(coordinators.begin, coordinators.run_dir, coordinators.said.append)
+    for now in range(100):
+        kept.note(now == 0, now)
+    assert coordinators.said == [] and coordinators.started[0].poll() is None
 
 
 def test_one_that_breaks_is_started_again_and_not_for_ever(coordinators: Coordinators) -> None:
