@@ -65,15 +65,18 @@ class Recovery:
     begin anew with what there is then.
     """
 
-    def __init__(self, crew: Crew, trained: Trained, team: Team | None) -> None:
-        """`crew` is told who lives and who works then. `team`: None on a spare."""
+    def __init__(
+        self, crew: Crew, trained: Trained, team: Team | None, equip: Callable[[Team], None] | None = None
+    ) -> None:
+        """`crew` is told who lives and who works then. `team`: None on a spare. `equip`: makes what this rank needs
+        besides to go on in a team, and exchanges nothing."""
         self._trained = trained
         self._base, self._base_identities = team, crew.working
         self._communicator: Communicator | None = None if team is None else team.communicator
         self._finishing: Team | None = None
         self._team: Team | None = None
         self._num_steps = 0
-        self._crew = crew
+        self._crew, self._equip = crew, equip
         self._cannot: NodeLostError | None = None
         self.called: tuple[int, ...] = ()
         """The spares that have joined the team."""
@@ -216,6 +219,8 @@ class Recovery:
             step, ranges = msgspec.msgpack.decode(told, type=tuple[int, list[Bounds]])
         nodes = self._crew.nodes_of((*self._crew.working, *self.called))
         self._team = build_team(self._trained, communicator, nodes, num_steps=step, ranges=ranges)
+        if self._equip is not None:
+            self._equip(self._team)
 
     # ---- who is left
 

@@ -44,7 +44,7 @@ from ddp_bp.worker.rundir import recipe_sha256
 from ddp_bp.worker.sampling import write_sample
 from ddp_bp.worker.signals import STOP_EXIT_CODES, stop_signals
 from ddp_bp.worker.summary import summary_of
-from ddp_bp.worker.team import brief
+from ddp_bp.worker.team import Team, brief
 
 WELCOME_SECONDS = 30.0
 _LOOK_SECONDS = 0.005
@@ -275,9 +275,15 @@ class _Run:
         live, spares included, of which some may be in the team then."""
         crew, stands = self._crew, False
         before = crew.identities
+        composed: Composition | None = None
+
+        def equip(team: Team) -> None:
+            nonlocal composed
+            composed = around(team, self._job)
+
         while not stands:
             left_behind = self._communicator
-            recovery = Recovery(crew, self._trained, self._composed.team if self._composed else None)
+            recovery = Recovery(crew, self._trained, self._composed.team if self._composed else None, equip)
             team = recovery.run()
             self._generation += 1
             self._num_recoveries += 1
@@ -290,7 +296,8 @@ class _Run:
                 )
             if team is None:
                 return
-            self._composed, self._communicator = around(team, self._job), team.communicator
+            assert composed is not None
+            self._composed, self._communicator = composed, team.communicator
             left_behind.close()
             # Another death, in the middle of this, makes those that are left begin anew.
             with contextlib.suppress(PeerLostError):

@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import json
 import os
+import sys
 import threading
 from time import monotonic, sleep
 from typing import Any
@@ -85,6 +86,10 @@ def mortal_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Journal, "mark", mark_and_die)
 
 
+def equip(team: Team) -> None:
+    """What a rank needs besides a team: nothing here."""
+
+
 def train(
     communicator: Communicator,
     case: Case,
@@ -116,7 +121,7 @@ def train(
                 raise PeerLostError("in the place of a dead rank")
             result = team.step.run(len(losses))
         except PeerLostError:
-            recovery, stands = Recovery(crew, trained, team), False
+            recovery, stands = Recovery(crew, trained, team, lambda team: equip(team)), False
             team = recovery.run()
             if recovery.result is not None:
                 losses.append(recovery.result.loss)
@@ -338,20 +343,21 @@ def test_spares_hear_as_well_that_a_restart_helps() -> None:
     assert "all ranks of a node have died" in first and dead is None and "cannot go on" in spare
 
 
-@pytest.mark.parametrize("what", ["build_team", "build_finishing_team"])
+@pytest.mark.parametrize("what", ["build_team", "build_finishing_team", "equip"])
 def test_a_rank_that_finds_no_memory_to_go_on_with_lets_all_go_on_from_a_checkpoint(
     what: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     built = threading.Barrier(4)
-    build = getattr(recovery, what)
+    module = sys.modules[__name__] if what == "equip" else recovery
+    build = getattr(module, what)
 
-    def build_or_fail(*arguments: Any, **options: Any) -> Team:
+    def build_or_fail(*arguments: Any, **options: Any) -> Any:
         if threading.current_thread() is poor[0]:
             raise OSError(errno.EMFILE, "Too many open files")
         return build(*arguments, **options)
 
     poor: list[threading.Thread] = []
-    monkeypatch.setattr(recovery, what, build_or_fail)
+    monkeypatch.setattr(module, what, build_or_fail)
 
     def run(communicator: Communicator) -> str:
         if communicator.rank == 1:
