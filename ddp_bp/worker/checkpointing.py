@@ -153,6 +153,9 @@ class Checkpointing:
             (),
         )
         for array, offset, payload in self._snapshot.pieces(CHUNK_BYTES):
+            if self._in_flight != request_id:
+                # It has come to an end meanwhile, such as for a newer one, and other messages wait behind the rest.
+                return
             yield CheckpointChunk(request_id, rank, array, offset), (payload,)
         yield CheckpointEnd(request_id, rank), ()
 

@@ -94,6 +94,20 @@ def test_the_messages_of_all_ranks_cover_every_element_once(monkeypatch: pytest.
         assert sum(sizes) == layout.size
 
 
+def test_what_has_come_to_an_end_is_not_sent_to_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lazy(Link):
+        def post_stream(self, messages) -> None:
+            self.stream = iter(messages)
+
+    monkeypatch.setattr(checkpointing, "CHUNK_BYTES", 1000)
+    link = Lazy()
+    checkpoint = alone(link)
+    checkpoint.begin("step-7")
+    assert [type(next(link.stream)[0]) for _ in range(3)] == [m.CheckpointBegin, m.CheckpointChunk, m.CheckpointChunk]
+    checkpoint.done(m.CheckpointDone("step-7", ok=False, message="the disk does not answer"))
+    assert list(link.stream) == []
+
+
 def test_the_manifest_is_where_a_run_goes_on() -> None:
     link = Link()
     progress = {"step": 30, "samples": 1900, "epoch_loss": 0.1 + 0.2, "epoch_weight": 3.0, "last_train_loss": 0.125}
