@@ -50,7 +50,7 @@ def replay(run_dir: Path, step: int, shard: int | None, as_json: bool) -> int:
             )
         if checkpoint is not None:
             check_checkpoint(checkpoint, job, warn)
-        found = replay_steps(job, checkpoint, records, shard, _weights_after(run, step))
+        found = replay_steps(job, checkpoint, records, shard, _weights_after(run, step) if shard is None else None)
     if as_json:
         print_json(found.as_dict())
         return 0 if found.equal else 1
