@@ -73,7 +73,6 @@ class UsageWatch:
         self._since: dict[int, float] = {}
         self._before: dict[tuple[int, int], Usage] = {}
         self._looks: dict[int, list[Usage]] = {}
-        self._met: set[int] = set()
         self.growth: Growth | None = None
 
     def look(self, left: Mapping[int, int], now: float) -> None:
@@ -92,9 +91,7 @@ class UsageWatch:
         looks, self._looks = self._looks, {}
         for pid in left.values():
             is_warm = now - self._since.get(pid, now) >= WARM_SECONDS
-            # What it takes to go on without others is there once it has done so.
-            has_survived = pid in self._met
-            if is_warm and has_survived and len(seen := looks.get(pid, [])) >= _FEWEST_LOOKS:
+            if is_warm and len(seen := looks.get(pid, [])) >= _FEWEST_LOOKS:
                 usage = Usage(
                     median_low([look.resident_bytes for look in seen]),
                     median_low([look.num_descriptors for look in seen]),
@@ -103,7 +100,6 @@ class UsageWatch:
                 before = self._before.setdefault((pid, len(left)), usage)
                 if before is not usage:
                     self._compare(before, usage)
-        self._met.update(left.values())
 
     def ranks(self) -> list[RankUsage]:
         """Those that were there when it looked last."""

@@ -44,18 +44,6 @@ def test_ranks_may_hold_a_little_more_and_not_much_more() -> None:
     assert files == "rank 2: expected at most 72 open files after beginning with 40, got 73"
 
 
-def test_what_a_process_needs_to_survive_for_the_first_time_is_no_growth() -> None:
-    held = {1: Usage(100, 30)}
-    watch = UsageWatch(held.get)
-    for second, resident_bytes in enumerate([100] * 9 + [150] * 9 + [153] * 9):
-        held[1] = Usage(resident_bytes, 30)
-        watch.look({0: 1}, float(second))
-        if second % 9 == 8:
-            watch.before_disturbance({0: 1}, float(second))
-    assert watch.growth is not None
-    assert (watch.growth.num_compared, round(watch.growth.resident, 6)) == (1, 0.02)
-
-
 def test_growth_is_that_of_a_process_from_one_disturbance_to_a_later_one_among_as_many_ranks() -> None:
     held = {1: Usage(100, 30), 2: Usage(200, 40)}
     watch = UsageWatch(held.get)
