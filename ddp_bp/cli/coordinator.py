@@ -128,6 +128,9 @@ def _run(config: CoordinatorConfig) -> int:
         return run(config)
     except DdpError:
         raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            # A path that cannot be used, which another one could not use either.
+            raise
         traceback.print_exc()
         return CRASHED_EXIT_CODE

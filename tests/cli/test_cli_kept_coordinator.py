@@ -178,3 +178,13 @@ def test_a_defect_of_a_coordinator_has_an_exit_code_of_its_own(
     )
     assert result.return_value == CRASHED_EXIT_CODE
     assert "MemoryError: a defect" in result.output + capfd.readouterr().err
+
+
+def test_a_path_that_a_coordinator_cannot_use_is_no_defect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(config: object) -> int:
+        raise IsADirectoryError(21, "Is a directory", "ledger.jsonl")
+
+    monkeypatch.setattr(coordinator_command, "run", run)
+    arguments = ["digits", "-n", "1", "--run-dir", str(tmp_path)]
+    result = CliRunner().invoke(coordinator_command.coordinator, arguments, standalone_mode=False)
+    assert isinstance(result.exception, IsADirectoryError)
