@@ -146,6 +146,7 @@ class _Watch:
     view: TrainingView
     seen: Seen = field(default_factory=Seen)
     was_told_to_change: bool = False
+    # Which coordinator was told of a stop and of a wish, by the number of takeovers before it; -1: none.
     told: int = -1
     told_wish: int = -1
     outcome: int | None = None

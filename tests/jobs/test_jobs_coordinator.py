@@ -1,4 +1,4 @@
-"""The coordinator of a real job is killed again and again: no rank notices, no counter falls, no line is lost."""
+"""The coordinator of a real job is killed, or stopped: no rank notices, no counter falls, no line is lost."""
 
 from __future__ import annotations
 
@@ -98,3 +98,22 @@ def test_rank_0_starts_a_killed_coordinator_of_its_own_again(
     summary = summary_of(run_dir)
     assert_same(summary, undisturbed)
     assert_ledger_is_one_history(run_dir, summary)
+
+
+def test_a_coordinator_that_does_not_answer_any_more_is_replaced(
+    start_command, run_ddp_bp, slow_recipe: Path, undisturbed: dict, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    options = ["--set", "model.options.sleep_seconds=0.3"]
+    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
+    wait_for_step(run_dir, 3)
+    stopped = read_address(run_dir)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "the coordinator has not answered for 20 s, and is killed" in stderr
+    assert "the coordinator was killed by SIGKILL; another process has taken its place, and no rank waited" in stderr
+    summary = summary_of(run_dir)
+    assert (summary["recoveries"], summary["weights_sha256"]) == (0, undisturbed["weights_sha256"])
+    assert json.loads(run_ddp_bp("ledger", "verify", run_dir, "--json").stdout)["valid"]
+    assert processes_of(run_dir) == []

@@ -265,25 +265,6 @@ def test_a_coordinator_that_does_not_answer_keeps_nobody_beyond_the_grace(
     assert processes_of(run_dir) == []
 
 
-def test_a_coordinator_that_does_not_answer_any_more_is_replaced(
-    start_command, run_ddp_bp, slow_recipe: Path, undisturbed: dict, tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    options = ["--set", "model.options.sleep_seconds=0.3"]
-    process = start_command(ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options))
-    wait_for_step(run_dir, 3)
-    stopped = read_address(run_dir)
-    os.kill(stopped.pid, signal.SIGSTOP)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
-    assert "the coordinator has not answered for 20 s, and is killed" in stderr
-    assert "the coordinator was killed by SIGKILL; another process has taken its place, and no rank waited" in stderr
-    summary = summary_of(run_dir)
-    assert (summary["recoveries"], summary["weights_sha256"]) == (0, undisturbed["weights_sha256"])
-    assert json.loads(run_ddp_bp("ledger", "verify", run_dir, "--json").stdout)["valid"]
-    assert processes_of(run_dir) == []
-
-
 def test_a_second_signal_ends_at_once(start_command, slow_recipe: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     options = ["--set", "model.options.sleep_seconds=4.0"]
