@@ -24,10 +24,10 @@ from ddp_bp.cli.job_start import JobStart
 from ddp_bp.cli.kept_coordinator import END_SECONDS, KeptCoordinator, how_it_ended, linger_line
 from ddp_bp.cli.outcome import read_outcome, silent_host, why_it_ended
 from ddp_bp.cli.processes import CoordinatorProcess, end_process_group, start_coordinator, start_mpirun
+from ddp_bp.cli.rank_processes import RankProcesses
 from ddp_bp.cli.resize import Resizing
 from ddp_bp.cli.run_hold import BY_USER, RunHold
 from ddp_bp.cli.signals import STOP_EXIT_CODES, ends_at_once, stop_exit_code
-from ddp_bp.cli.start_deaths import StartDeaths
 from ddp_bp.cli.supervise import Attempt, Ending, History, Seen
 from ddp_bp.cli.view import TrainingView, shown_command
 from ddp_bp.coordinator.client import CoordinatorAddress, ToolClient
@@ -41,7 +41,7 @@ LEAVE_SECONDS = 3.0
 """How long the coordinator may take to end where nobody wants to wait any more; one that is stopped never does."""
 TRIAL_SECONDS = 3600.0
 """How long a checkpoint may take before the job is stopped for other ranks; it trains meanwhile."""
-MPIRUN_END_SECONDS = 10.0
+MPIRUN_END_SECONDS = 5.0
 """How long mpirun may take to end after the last rank has said goodbye."""
 SILENT_HOST_END_SECONDS = 1.0
 """How long mpirun may take to end ranks on the other hosts, if it cannot end those of one."""
@@ -214,7 +214,7 @@ class _Watch:
     def _watch(self) -> str | None:
         """Until mpirun ends or is to be ended. Returns what else broke the job, if anything did."""
         gone_at, num_takeovers = math.inf, self.coordinator.num_takeovers
-        deaths = StartDeaths(self.mpirun.pid, self.num_ranks_here)
+        processes = RankProcesses(self.mpirun.pid, self.num_ranks_here)
         while self.mpirun.poll() is None:
             self.hold.note_stop(self.asked)
             if self.asked and self.told != self.coordinator.num_takeovers:
@@ -242,8 +242,11 @@ class _Watch:
                 if time.monotonic() - gone_at > MPIRUN_END_SECONDS:
                     return last_fault(self.run_dir, self.began)
             status = self._look()
-            if status is not None and not status["ranks"] and deaths.seen(time.monotonic()):
+            processes.look(time.monotonic())
+            if status is not None and not status["ranks"] and processes.one_is_missing:
                 return "a rank has died before all had found each other"
+            if processes.all_have_ended:
+                return last_fault(self.run_dir, self.began) or "ranks were lost, and mpirun did not end with the last"
             if silent := silent_host(status, self.silence_seconds):
                 self.has_silent_host = True
                 return silent

@@ -6,13 +6,17 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from ddp_bp.cli.deadline import deadline
 from ddp_bp.cli.environment import launched_ranks, prepare_for_deaths, prepare_mpi, session_folder
 from ddp_bp.cli.lifeline import end_with_launcher
 from ddp_bp.errors import DdpError, LaunchError, PeerLostError, RemoteError
 from ddp_bp.parallel.communicator import Communicator
-from ddp_bp.parallel.mpi import open_communicator
+from ddp_bp.parallel.mpi import finalize, open_communicator
 from ddp_bp.parallel.single import SingleCommunicator
 from ddp_bp.worker.failures import RankFailure
+
+END_SECONDS = 30.0
+"""How long MPI may take to end a rank, or all, where some may have died: it waits for dead ones now and then."""
 
 
 def run_as_rank(
@@ -51,11 +55,15 @@ def run_as_rank(
     if not is_loss and code is not None:
         report(code)
     code = code or 0
-    if not agreed and communicator.size > 1:
-        # The other ranks do not know, and may be waiting for this one.
-        communicator.abort(code)
-    if agreed:
-        communicator.close()
+    with deadline(END_SECONDS if communicator.can_lose_ranks else 0.0):
+        if not agreed and communicator.size > 1:
+            # The other ranks do not know, and may be waiting for this one.
+            communicator.abort(code)
+        if agreed:
+            communicator.close()
+        if communicator.can_lose_ranks:
+            # Otherwise it would do so at the very end of Python, where nothing can hold it to a deadline.
+            finalize()
     # mpirun would print a page about an exit code that all ranks agreed on.
     return 0 if supervised and agreed else code
 

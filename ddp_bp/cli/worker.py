@@ -13,6 +13,7 @@ import msgspec
 
 from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli import options
+from ddp_bp.cli.deadline import deadline
 from ddp_bp.cli.environment import deaths_asked_for, user_cache
 from ddp_bp.cli.heap import keep_freed_memory
 from ddp_bp.cli.kept_coordinator import END_SECONDS, KeptCoordinator, linger_line
@@ -21,7 +22,6 @@ from ddp_bp.cli.outcome import report_outcome
 from ddp_bp.cli.prepare import prepare, warn
 from ddp_bp.cli.processes import CoordinatorProcess, start_coordinator
 from ddp_bp.cli.ranks import run_as_rank
-from ddp_bp.cli.start_deadline import start_deadline
 from ddp_bp.cli.view import fetch_status, summary_line
 from ddp_bp.errors import InputError, RecipeError
 from ddp_bp.parallel.communicator import Communicator
@@ -118,7 +118,7 @@ def worker(
     fault = _fault_section(invocation)
     # `train` gives a start up before that, and ends what it can reach.
     start_seconds = 2 * fault.start_seconds if supervised else fault.start_seconds
-    with start_deadline(start_seconds) as joined:
+    with deadline(start_seconds) as joined:
         return run_as_rank(
             world_size,
             lambda communicator: _work(communicator, invocation, kernels, joined, fault.grace_seconds),

@@ -240,6 +240,14 @@ class Roster:
         return self.all_joined and all(member.left for member in self._members.values())
 
     @property
+    def deserted_at(self) -> float | None:
+        """Since when nobody has been here, if some have said goodbye; the others may be dead. None: it is not so."""
+        members = [member for _, member in self]
+        if any(member.connected for member in members) or not any(member.left for member in members):
+            return None
+        return max(member.heard_at for member in members)
+
+    @property
     def heard_at(self) -> float | None:
         """When any rank was last heard of."""
         return max((member.heard_at for member in self._members.values() if member.has_joined), default=None)

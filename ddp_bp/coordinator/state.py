@@ -350,7 +350,9 @@ class Coordinator:
         if self.roster.all_left:
             return True
         if self.state in (State.WAITING, State.TRAINING):
-            return False
+            # Ranks may end early, after an error, and one that was killed meanwhile does not say goodbye.
+            deserted_at = self.roster.deserted_at
+            return deserted_at is not None and now - deserted_at >= self.config.exit_grace_seconds
         if not self.roster.connected():
             # Before the first rank nobody is connected either, but ranks are on their way and must be told to stop.
             return self.roster.num_joined > 0 or self.state is State.FAILED

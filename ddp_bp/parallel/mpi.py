@@ -229,6 +229,13 @@ def open_communicator(launched_size: int | None = None, *, can_lose_ranks: bool 
     return MpiCommunicator(MPI.COMM_WORLD.Dup(), can_lose_ranks=can_lose_ranks)
 
 
+def finalize() -> None:
+    """Have MPI end for this process, as it would by itself when Python ends. Collective."""
+    from mpi4py import MPI
+
+    MPI.Finalize()
+
+
 def _leave_nothing_behind(world: MPI.Comm) -> None:
     """See to it that no file of MPI's stays in shared memory, however its processes end. Collective."""
     from mpi4py import MPI

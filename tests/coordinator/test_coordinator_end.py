@@ -54,6 +54,21 @@ def _say_goodbye(machine: Machine) -> list[int]:
     return codes
 
 
+def test_a_job_ends_without_a_killed_rank_if_the_others_have_said_goodbye(training: Machine) -> None:
+    training.event(e.Disconnected(b"1"))
+    assert not exits(training.tick(20.0))
+    assert not exits(training.receive(b"0", m.Goodbye(0)))
+    assert not exits(training.tick(4.9))
+    assert exits(training.tick(0.2)) == [1]
+
+
+def test_a_rank_that_comes_back_keeps_the_job_from_ending(training: Machine) -> None:
+    training.event(e.Disconnected(b"1"))
+    training.receive(b"0", m.Goodbye(0))
+    training.receive(b"1", m.Heartbeat())
+    assert not exits(training.tick(20.0))
+
+
 def test_a_finished_job_ends_with_the_last_goodbye(training: Machine) -> None:
     (write,) = training.receive(b"0", m.Finished(0, {"steps": 100}))
     assert write == e.WriteSummary({"steps": 100, "checkpoint": None})

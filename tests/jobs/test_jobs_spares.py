@@ -262,3 +262,18 @@ def test_spares_that_could_not_be_are_refused(slow_recipe: Path, tmp_path: Path,
     assert result.returncode != 0
     said = f"fault.spares: {num_spares} of the ranks that are started wait; expected at least two more, since a spare "
     assert result.stderr.count(said) == 1 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_a_rank_that_dies_before_it_trains_has_all_started_again(
+    run_ddp_bp, slow_recipe: Path, tmp_path: Path, undisturbed: dict, is_prepared: bool
+) -> None:
+    """Some ranks abort then, others end, and neither mpirun nor MPI's end can be relied on."""
+    run_dir, before = tmp_path / "run", leftovers()
+    options = ["--set", "fault.spares=4", "--set", "model.factory=job_models:dying_early"]
+    options += ["--set", f"model.options.is_prepared={str(is_prepared).lower()}"]
+    result = run_ddp_bp("train", slow_recipe, "-n", 2, "--run-dir", run_dir, *options, timeout_seconds=60)
+    assert result.returncode == 0, result.stderr
+    assert "restart 1 of 3" in result.stderr and "Traceback" not in result.stderr
+    assert_is_the_same_run(run_dir, undisturbed)
+    assert leftovers() == before
