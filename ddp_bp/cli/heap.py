@@ -1,13 +1,18 @@
-"""Has the C library keep memory that is freed, so that a step does not ask the kernel for it again.
+"""Has the C library keep memory that is freed, so that a step does not ask the kernel for it again, and Python leave
+alone what stays.
 
 By default glibc gives large arrays back as soon as they are freed, and the kernel clears each page anew when it is next
 touched: thousands of page faults a step where activations are large. A rank trains in steps that are all alike, and so
-needs again what it has just freed; from then on it keeps as much as a step holds at most. Knows nothing of ranks.
+needs again what it has just freed; from then on it keeps as much as a step holds at most.
+
+A full garbage collection looks at every object: 34 ms in the median for those of NumPy, MPI and a model, in the middle
+of a step, and 0.2 ms without them. Knows nothing of ranks.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
 from ddp_bp.cli.environment import names_allocation
@@ -18,6 +23,13 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _TOP_PAD_BYTES = 16 * 2**20
 # Versions before 2.35 take no more than the second as the size from which on an array is a mapping of its own.
 _MMAP_THRESHOLDS_BYTES = (2**30, 32 * 2**20)
+
+
+def settle_memory() -> bool:
+    """To be called when all that stays with this process is in its place; see `keep_freed_memory`."""
+    gc.collect()
+    gc.freeze()
+    return keep_freed_memory()
 
 
 def keep_freed_memory() -> bool:

@@ -15,7 +15,7 @@ from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli import options
 from ddp_bp.cli.deadline import deadline
 from ddp_bp.cli.environment import deaths_asked_for, user_cache
-from ddp_bp.cli.heap import keep_freed_memory
+from ddp_bp.cli.heap import settle_memory
 from ddp_bp.cli.kept_coordinator import END_SECONDS, KeptCoordinator, linger_line
 from ddp_bp.cli.kernels import Kernels, settle_kernels
 from ddp_bp.cli.outcome import report_outcome
@@ -176,7 +176,7 @@ def _work(
             min_workers=1 if invocation.supervised else start.recipe.fault.min_workers,
             num_spares=start.num_spares,
             joined=joined,
-            built=keep_freed_memory,
+            built=settle_memory,
             asked=asked,
             death=together(communicator, lambda: _own_death(communicator.rank, invocation.num_starts)),
         )

@@ -8,6 +8,7 @@ until it is needed in the place of a dead rank, or the others have come to their
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import socket
@@ -42,6 +43,7 @@ from ddp_bp.worker.requests import STOP_REQUESTS, Request
 from ddp_bp.worker.restore import first_state, restore
 from ddp_bp.worker.rundir import recipe_sha256
 from ddp_bp.worker.sampling import write_sample
+from ddp_bp.worker.set_aside import SetAside
 from ddp_bp.worker.signals import STOP_EXIT_CODES, stop_signals
 from ddp_bp.worker.summary import summary_of
 from ddp_bp.worker.team import Team, brief
@@ -209,6 +211,7 @@ class _Run:
         `release`: is revoked when the team has come to its end; None where there are no spares."""
         # What is not finite is found by the step itself, which says where; NumPy's warnings would come first.
         grace_seconds = self._job.recipe.fault.grace_seconds
+        aside = SetAside(self._started_size - 1 if self._trained.recovers else 0)
         started_with, outcome = self._communicator, None
         with stop_signals(self._loop.request_stop, grace_seconds), np.errstate(all="ignore"):
             for name in self._asked:
@@ -218,19 +221,25 @@ class _Run:
                     assert release is not None
                     if not self._wait_until_needed(release):
                         return None
-                    self._go_on()
+                    self._recover(aside)
                     continue
                 try:
                     outcome = self._train()
                 except PeerLostError:
                     if not self._trained.recovers:
                         raise
-                    self._go_on()
+                    self._recover(aside)
         if self._communicator is not started_with:
             self._communicator.close()
         stopped_by = outcome.stopped_by or Request(0)
         codes = (code for name, code in STOP_EXIT_CODES.items() if stopped_by & STOP_REQUESTS[name])
         return next(codes, 1 if stopped_by & Request.STOP_TOO_FEW else 0)
+
+    def _recover(self, aside: SetAside) -> None:
+        aside.give()
+        self._go_on()
+        # What is left of the team before goes now, and not in the middle of some step.
+        gc.collect()
 
     def _wait_until_needed(self, release: Communicator) -> bool:
         """Whether a rank has died; otherwise the team has come to its end."""

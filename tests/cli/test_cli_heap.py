@@ -39,6 +39,19 @@ def test_large_arrays_come_and_go_without_page_faults() -> None:
     assert num_faults("keep") < 100
 
 
+def test_what_stays_is_not_looked_at_again() -> None:
+    program = """
+import gc
+from ddp_bp.cli.heap import settle_memory
+import numpy
+assert len(gc.get_objects()) > 1000
+settle_memory()
+print(len(gc.get_objects()))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert int(result.stdout) < 100
+
+
 @pytest.mark.parametrize(
     ("environment", "names"),
     [
