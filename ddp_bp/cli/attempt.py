@@ -41,8 +41,8 @@ LEAVE_SECONDS = 3.0
 """How long the coordinator may take to end where nobody wants to wait any more; one that is stopped never does."""
 TRIAL_SECONDS = 3600.0
 """How long a checkpoint may take before the job is stopped for other ranks; it trains meanwhile."""
-MPIRUN_END_SECONDS = 5.0
-"""How long mpirun may take to end after the last rank has said goodbye."""
+MPIRUN_END_SECONDS = 10.0
+"""How long mpirun may take to end after the coordinator, which does so when the last rank has said goodbye."""
 SILENT_HOST_END_SECONDS = 1.0
 """How long mpirun may take to end ranks on the other hosts, if it cannot end those of one."""
 _NUM_LAST_LINES = 50
@@ -213,7 +213,7 @@ class _Watch:
 
     def _watch(self) -> str | None:
         """Until mpirun ends or is to be ended. Returns what else broke the job, if anything did."""
-        gone_at, num_takeovers = math.inf, self.coordinator.num_takeovers
+        gone_at, num_takeovers, have_met = math.inf, self.coordinator.num_takeovers, False
         processes = RankProcesses(self.mpirun.pid, self.num_ranks_here)
         while self.mpirun.poll() is None:
             self.hold.note_stop(self.asked)
@@ -243,10 +243,12 @@ class _Watch:
                     return last_fault(self.run_dir, self.began)
             status = self._look()
             processes.look(time.monotonic())
-            if status is not None and not status["ranks"] and processes.one_is_missing:
+            have_met = have_met or bool(status and status["ranks"])
+            if status is not None and not have_met and processes.one_is_missing:
                 return "a rank has died before all had found each other"
             if processes.all_have_ended:
-                return last_fault(self.run_dir, self.began) or "ranks were lost, and mpirun did not end with the last"
+                why = last_fault(self.run_dir, self.began) or why_it_ended(self.lines, None)
+                return why if self.outcome is None else None
             if silent := silent_host(status, self.silence_seconds):
                 self.has_silent_host = True
                 return silent

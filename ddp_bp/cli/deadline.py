@@ -15,7 +15,7 @@ def deadline(seconds: float) -> Iterator[Callable[[], None]]:
     """Unless the block ends, or what is given is called, within `seconds` (0: never), show where this process is and
     end it.
 
-    The launcher ends the other ranks then, one that is stopped among them.
+    The launcher ends the other ranks then, one that is stopped among them, unless it was told to let them go on.
     """
     if seconds:
         # Not a thread of Python's: the one that waits in MPI_Init or MPI_Finalize holds Python's lock.

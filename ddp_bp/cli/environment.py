@@ -133,7 +133,7 @@ def torchrun_restarts(environment: MutableMapping[str, str] = os.environ) -> int
 def prepare_for_deaths(environment: MutableMapping[str, str] = os.environ) -> bool:
     """Whether the launcher was told to let the other ranks go on when one dies, and MPI to tell them of it.
 
-    If so, MPI, which must not be loaded yet, is told not to wait for all ranks at its end.
+    If so, MPI, which must not be loaded yet, is told not to wait for all ranks at its end, but for those that live.
     """
     is_told = environment.get(_DEATHS_REPORTED, "0").lower() in ("1", "true", "yes", "enabled")
     if is_told:

@@ -21,8 +21,17 @@ _LARGEST_INT = 2**31 - 1
 # Parameters of glibc's mallopt.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _TOP_PAD_BYTES = 16 * 2**20
+_DEFAULT_MMAP_THRESHOLD_BYTES = 128 * 1024
 # Versions before 2.35 take no more than the second as the size from which on an array is a mapping of its own.
 _MMAP_THRESHOLDS_BYTES = (2**30, 32 * 2**20)
+
+
+def give_back_large_arrays() -> bool:
+    """From now on, in this process, until `settle_memory`: by glibc alone, which otherwise gives back the first ones
+    only. What is loaded and freed again, such as a checkpoint, leaves no room that nothing fits in later.
+    """
+    mallopt = None if names_allocation() else getattr(ctypes.CDLL(None), "mallopt", None)
+    return bool(mallopt and mallopt(_MMAP_THRESHOLD, _DEFAULT_MMAP_THRESHOLD_BYTES))
 
 
 def settle_memory() -> bool:

@@ -41,8 +41,11 @@ def read_outcome(line: str) -> tuple[str, int | None]:
     return (text, int(code)) if mark and code.isdigit() else (line, None)
 
 
-def why_it_ended(lines: Sequence[str], mpirun_exit_code: int) -> str:
-    """Why a job ended without a word of its ranks, as far as the last lines of the launcher tell."""
+def why_it_ended(lines: Sequence[str], mpirun_exit_code: int | None) -> str:
+    """Why a job ended without a word of its ranks, as far as the last lines of the launcher tell.
+
+    `mpirun_exit_code`: None if all ranks have ended, and mpirun has not.
+    """
     said = re.sub(r"\s+", " ", "\n".join(lines))
     for pattern in _DEATHS:
         if found := pattern.search(said):
@@ -51,6 +54,8 @@ def why_it_ended(lines: Sequence[str], mpirun_exit_code: int) -> str:
         return f"mpirun could not start ranks on {found['host']}, or lost it"
     if _LOST_HOST.search(said):
         return "mpirun lost a host"
+    if mpirun_exit_code is None:
+        return "ranks were lost, and mpirun did not end with the last of them"
     if mpirun_exit_code < 0:
         return f"mpirun was killed by {_signal_name(-mpirun_exit_code)}"
     return f"ranks were lost, and mpirun ended with exit code {mpirun_exit_code}"

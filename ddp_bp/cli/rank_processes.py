@@ -25,16 +25,20 @@ class RankProcesses:
     def __init__(self, launcher_pid: int, num_ranks: int) -> None:
         """`num_ranks`: how many the launcher starts as children of its own; 0: that is not known."""
         self._launcher_pid, self._num_ranks = launcher_pid, num_ranks
-        self._most = 0
+        # Those seen so far; a rank may call itself something else later.
+        self._ranks: set[int] = set()
         self._now, self._fewer_at, self._none_at = 0.0, math.inf, math.inf
 
     def look(self, now: float) -> None:
         """To be called now and then, from the start on."""
-        num_left = _num_children(self._launcher_pid) if self._num_ranks else 0
-        # Never one: a launcher that is a script, whose child is another one.
-        self._now, self._most = now, max(self._most, num_left)
+        children = _children(self._launcher_pid) if self._num_ranks else set()
+        self._ranks |= {pid for pid in children - self._ranks if _is_of_this_interpreter(pid)}
+        num_left = sum(not _has_ended(pid) for pid in children & self._ranks)
+        self._now = now
+        # None: perhaps a launcher that is a script, whose child is another one.
         self._fewer_at = min(self._fewer_at, now) if 0 < num_left < self._num_ranks else math.inf
-        self._none_at = min(self._none_at, now) if num_left == 0 < self._most else math.inf
+        all_came = 0 < self._num_ranks <= len(self._ranks)
+        self._none_at = min(self._none_at, now) if all_came and not num_left else math.inf
 
     @property
     def one_is_missing(self) -> bool:
@@ -43,16 +47,30 @@ class RankProcesses:
 
     @property
     def all_have_ended(self) -> bool:
-        """Whether there were some, and have been none for a while."""
+        """Whether all were there, and none has been for a while."""
         return self._now - self._none_at > END_SECONDS
 
 
-def _num_children(pid: int) -> int:
-    """How many processes of this interpreter a process has started that have not ended; 0 if that cannot be told."""
-    number, interpreter = 0, os.fsencode(sys.executable)
+def _children(pid: int) -> set[int]:
+    """The processes that a process has started; nothing if that cannot be told."""
+    found: set[int] = set()
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        # A thread, or a child, that has ended meanwhile.
+        # A thread that has ended meanwhile.
         with contextlib.suppress(OSError):
-            for child in path.read_text(encoding="ascii").split():
-                number += Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0] == interpreter
-    return number
+            found |= {int(child) for child in path.read_text(encoding="ascii").split()}
+    return found
+
+
+def _is_of_this_interpreter(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0] == os.fsencode(sys.executable)
+    except OSError:
+        return False
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether it only waits for its parent to hear of its end: one that still gives back its memory has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except OSError:
+        return True

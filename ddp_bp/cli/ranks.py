@@ -15,8 +15,9 @@ from ddp_bp.parallel.mpi import finalize, open_communicator
 from ddp_bp.parallel.single import SingleCommunicator
 from ddp_bp.worker.failures import RankFailure
 
-END_SECONDS = 30.0
-"""How long MPI may take to end a rank, or all, where some may have died: it waits for dead ones now and then."""
+END_SECONDS = 120.0
+"""How long MPI may take to end a rank, or all, where some may have died: it waits for dead ones now and then. And for
+rank 0, which may linger for Prometheus, and then wait for its coordinator to write."""
 
 
 def run_as_rank(

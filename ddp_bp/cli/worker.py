@@ -15,7 +15,7 @@ from ddp_bp.checkpoint import Checkpoint
 from ddp_bp.cli import options
 from ddp_bp.cli.deadline import deadline
 from ddp_bp.cli.environment import deaths_asked_for, user_cache
-from ddp_bp.cli.heap import settle_memory
+from ddp_bp.cli.heap import give_back_large_arrays, settle_memory
 from ddp_bp.cli.kept_coordinator import END_SECONDS, KeptCoordinator, linger_line
 from ddp_bp.cli.kernels import Kernels, settle_kernels
 from ddp_bp.cli.outcome import report_outcome
@@ -112,6 +112,7 @@ def worker(
     library that mpi4py uses. Without a launcher it is a job of one process.
     """
     kernels = settle_kernels(recipe, overrides, run_dir, resume)
+    give_back_large_arrays()
     invocation = Invocation(
         recipe, overrides, run_dir, resume, coordinator, supervised, binds, num_starts, num_recoveries, num_spares
     )

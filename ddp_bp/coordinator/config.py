@@ -33,7 +33,8 @@ class CoordinatorConfig:
     checkpoint_timeout_seconds   a checkpoint that receives nothing for this long is dropped
     num_restarts, num_resizes    how often all ranks have been started again after a failure, and to be another number
     min_workers, most_workers    how many ranks the job may be asked to go on with; most_workers None: it cannot be
-    exit_grace_seconds           how long after the end of training, or all others' goodbye, it waits for a rank's
+    exit_grace_seconds           how long after the end of training it waits for ranks that do not say goodbye, and
+                                 how long as a child, if others have said so early, it waits to hear of any
     suspect_seconds              after how long a rank that is silent, or that others wait for, is named
     silence_seconds, hang_seconds   after how long such a rank is evicted; 0: never
     start_seconds                how long ranks may take to come and to begin to train; 0: as long as they like

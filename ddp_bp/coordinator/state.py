@@ -351,8 +351,9 @@ class Coordinator:
             return True
         if self.state in (State.WAITING, State.TRAINING):
             # Ranks may end early, after an error, and one that was killed meanwhile does not say goodbye.
-            deserted_at = self.roster.deserted_at
-            return deserted_at is not None and now - deserted_at >= self.config.exit_grace_seconds
+            config, deserted_at = self.config, self.roster.deserted_at
+            limit = config.worker_timeout_seconds if config.parent_fd is None else config.exit_grace_seconds
+            return deserted_at is not None and now - deserted_at >= limit
         if not self.roster.connected():
             # Before the first rank nobody is connected either, but ranks are on their way and must be told to stop.
             return self.roster.num_joined > 0 or self.state is State.FAILED
@@ -367,11 +368,16 @@ class Coordinator:
         self._exited = True
         members = [member for _, member in self.roster if member.has_joined]
         # Who hands in a summary has saved a checkpoint, and may be killed before it has said goodbye.
+        missing = [rank for rank, member in self.roster if not member.left]
+        logs: list[e.Instruction] = []
+        if self.state in (State.WAITING, State.TRAINING) and missing and self.roster.deserted_at is not None:
+            text = f"rank {', '.join(map(str, missing))} is gone without a word, and the others have said goodbye"
+            logs = [e.Log("error", text)]
         is_summed_up = self.durability.summary is not None
         all_left = bool(members) and all(member.left for member in members)
         stopped = self.state is State.STOPPING and (is_summed_up or all_left)
         code = 0 if not self.durability.lost and (self.state is State.FINISHED or stopped) else 1
-        return [*self.checkpoints.abandon("the coordinator ends"), e.Exit(code)]
+        return [*logs, *self.checkpoints.abandon("the coordinator ends"), e.Exit(code)]
 
     # ---- time and disk
 

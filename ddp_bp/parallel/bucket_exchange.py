@@ -173,6 +173,8 @@ class BucketExchange(Ownership):
             self.release_all()
             self._thread.join()
             self._thread = None
+        # It holds what the thread was in the middle of, this exchange among it.
+        self._error = None
         self._own_communicator.close()
         self._own_communicator = None
 

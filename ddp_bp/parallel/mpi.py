@@ -7,6 +7,7 @@ calls of the others, who then revoke the communicator and shrink it to the ranks
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -233,7 +234,9 @@ def finalize() -> None:
     """Have MPI end for this process, as it would by itself when Python ends. Collective."""
     from mpi4py import MPI
 
-    MPI.Finalize()
+    # A rank that dies meanwhile is an error for the others, who have nothing left to do.
+    with contextlib.suppress(MPI.Exception):
+        MPI.Finalize()
 
 
 def _leave_nothing_behind(world: MPI.Comm) -> None:

@@ -57,8 +57,8 @@ class Crew:
     def drop_dead(self) -> None:
         """Find out who lives. Collective, as `Communicator.survivors` is."""
         # The communicator before stays with MPI: Open MPI 5 frees few of which a rank has died (4 of 10).
-        # Each takes 9 KB; with those of the team, and what MPI keeps besides, that is 35 KB a death, which find room in
-        # what a step has freed. MPI has numbers for 6,000 of them and more.
+        # Each takes 9 KB; with those of the team, and what MPI keeps besides, that is 35 KB a death (see `set_aside`).
+        # MPI has numbers for 6,000 of them and more.
         self.communicator, numbers = self.communicator.survivors()
         self.identities = tuple(self.identities[number] for number in numbers)
         self.working = tuple(identity for identity in self.working if identity in self.identities)

@@ -217,29 +217,20 @@ class _Run:
             for name in self._asked:
                 self._loop.request_stop(name)
             while outcome is None:
-                if self._composed is None:
-                    assert release is not None
-                    if not self._wait_until_needed(release):
-                        return None
-                    self._recover(aside)
-                    continue
-                try:
-                    outcome = self._train()
-                except PeerLostError:
-                    if not self._trained.recovers:
-                        raise
-                    self._recover(aside)
+                if self._composed is not None:
+                    outcome = self._train_until_one_dies()
+                elif release is None or not self._wait_until_needed(release):
+                    return None
+                if outcome is None:
+                    aside.give()
+                    self._go_on()
+                    # What is left of the team before goes now, and not in the middle of some step.
+                    gc.collect()
         if self._communicator is not started_with:
             self._communicator.close()
         stopped_by = outcome.stopped_by or Request(0)
         codes = (code for name, code in STOP_EXIT_CODES.items() if stopped_by & STOP_REQUESTS[name])
         return next(codes, 1 if stopped_by & Request.STOP_TOO_FEW else 0)
-
-    def _recover(self, aside: SetAside) -> None:
-        aside.give()
-        self._go_on()
-        # What is left of the team before goes now, and not in the middle of some step.
-        gc.collect()
 
     def _wait_until_needed(self, release: Communicator) -> bool:
         """Whether a rank has died; otherwise the team has come to its end."""
@@ -250,6 +241,12 @@ class _Run:
             self._loop.attend()
             time.sleep(_LOOK_SECONDS)
         return False
+
+    def _train_until_one_dies(self) -> Outcome | None:
+        # The recovery begins after the error has gone, with all that the step was in the middle of.
+        with contextlib.suppress(*([PeerLostError] if self._trained.recovers else [])):
+            return self._train()
+        return None
 
     def _train(self) -> Outcome:
         outcome = self._loop.run()

@@ -39,6 +39,28 @@ def test_large_arrays_come_and_go_without_page_faults() -> None:
     assert num_faults("keep") < 100
 
 
+def test_until_then_what_is_freed_leaves_no_room() -> None:
+    program = """
+import re
+from pathlib import Path
+import numpy as np
+from ddp_bp.cli.heap import give_back_large_arrays
+
+def heap_kilobytes():
+    return int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+assert give_back_large_arrays()
+before = heap_kilobytes()
+for size in (1_000_000, 3_000_000, 9_000_000):
+    arrays = [np.ones(size, np.uint8) for _ in range(4)]
+    stays = np.ones(100, np.uint8)
+    del arrays
+print(heap_kilobytes() - before)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert int(result.stdout) < 500
+
+
 def test_what_stays_is_not_looked_at_again() -> None:
     program = """
 import gc

@@ -78,6 +78,21 @@ def test_a_launcher_may_not_stay_for_long_without_ranks(launcher: subprocess.Pop
     assert seen(unknown, *times) == [NOTHING, NOTHING, NOTHING]
 
 
+def test_one_process_among_many_ranks_may_be_a_helper_of_the_launcher(launcher: subprocess.Popen[str]) -> None:
+    processes = RankProcesses(launcher.pid, 3)
+    assert seen(processes, 0.0) == [NOTHING]
+    for _ in range(2):
+        end_one(launcher)
+    assert seen(processes, 200.0, 300.0) == [NOTHING, NOTHING]
+
+
+def test_a_rank_may_call_itself_something_else(launcher: subprocess.Popen[str], monkeypatch) -> None:
+    processes = RankProcesses(launcher.pid, 2)
+    assert seen(processes, 0.0) == [NOTHING]
+    monkeypatch.setattr(sys, "executable", "something else")
+    assert seen(processes, 100.0, 200.0) == [NOTHING, NOTHING]
+
+
 def test_a_launcher_may_take_its_time_to_start_any(launcher: subprocess.Popen[str]) -> None:
     processes = RankProcesses(launcher.pid, 2)
     for _ in range(2):

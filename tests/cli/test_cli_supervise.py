@@ -101,7 +101,8 @@ therefore will terminate the job.
         (LOST, 0, "mpirun lost a host"),
         ("", -9, "mpirun was killed by SIGKILL"),
         ("something else", 3, "ranks were lost, and mpirun ended with exit code 3"),
+        ("something else", None, "ranks were lost, and mpirun did not end with the last of them"),
     ],
 )
-def test_a_death_is_explained_by_what_the_launcher_says(said: str, exit_code: int, why: str) -> None:
+def test_a_death_is_explained_by_what_the_launcher_says(said: str, exit_code: int | None, why: str) -> None:
     assert why_it_ended(said.splitlines(), exit_code) == why

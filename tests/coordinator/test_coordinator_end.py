@@ -54,15 +54,28 @@ def _say_goodbye(machine: Machine) -> list[int]:
     return codes
 
 
-def test_a_job_ends_without_a_killed_rank_if_the_others_have_said_goodbye(training: Machine) -> None:
+def test_a_job_ends_without_a_killed_rank_if_the_others_have_said_goodbye(tmp_path: Path) -> None:
+    training = Machine(tmp_path, parent_fd=0)
+    training.join_all()
     training.event(e.Disconnected(b"1"))
     assert not exits(training.tick(20.0))
     assert not exits(training.receive(b"0", m.Goodbye(0)))
     assert not exits(training.tick(4.9))
-    assert exits(training.tick(0.2)) == [1]
+    log, *_, leave = training.tick(0.2)
+    assert log == e.Log("error", "rank 1 is gone without a word, and the others have said goodbye")
+    assert leave == e.Exit(1)
 
 
-def test_a_rank_that_comes_back_keeps_the_job_from_ending(training: Machine) -> None:
+def test_a_coordinator_of_its_own_waits_longer_for_ranks_to_come_back(training: Machine) -> None:
+    training.event(e.Disconnected(b"1"))
+    training.receive(b"0", m.Goodbye(0))
+    assert not exits(training.tick(29.0))
+    assert exits(training.tick(1.1)) == [1]
+
+
+def test_a_rank_that_comes_back_keeps_the_job_from_ending(tmp_path: Path) -> None:
+    training = Machine(tmp_path, parent_fd=0)
+    training.join_all()
     training.event(e.Disconnected(b"1"))
     training.receive(b"0", m.Goodbye(0))
     training.receive(b"1", m.Heartbeat())

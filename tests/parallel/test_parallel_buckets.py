@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -209,6 +212,29 @@ def test_an_exchange_that_is_abandoned_is_a_loss_for_the_others() -> None:
         return True
 
     assert run_ranks(2, run) == [True, True]
+
+
+def test_an_exchange_that_has_failed_goes_with_its_last_user() -> None:
+    """Without a garbage collection, which does not look at what was there before the first step."""
+
+    def run(comm: ThreadCommunicator) -> bool:
+        _, exchange = build(comm, 3000, 2, [0, 1], cut_buckets(3000, 3000, 1024))
+        exchange.begin()
+        if comm.rank == 1:
+            comm.die()
+        exchange.release_all()
+        with contextlib.suppress(PeerLostError):
+            exchange.finish()
+        exchange.close()
+        left = weakref.ref(exchange)
+        del exchange
+        return left() is None
+
+    gc.disable()
+    try:
+        assert run_ranks(2, run) == [True, None]
+    finally:
+        gc.enable()
 
 
 @given(st.integers(1, 20000), st.integers(0, 100), st.integers(1, 8000))

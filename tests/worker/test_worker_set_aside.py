@@ -53,3 +53,24 @@ def test_what_stays_takes_no_room_from_large_arrays() -> None:
 
 def test_there_is_nothing_to_give_after_the_last() -> None:
     assert growth_kilobytes(1) > 300
+
+
+def test_large_rooms_between_what_stays_are_taken_but_not_touched() -> None:
+    program = """
+import numpy as np
+from ddp_bp.cli.heap import settle_memory
+from ddp_bp.worker.set_aside import LARGE_BYTES, SetAside
+
+settle_memory()
+room = np.ones(3 * LARGE_BYTES + 65536, np.uint8)
+stays = np.ones(100, np.uint8)
+start, end = room.ctypes.data, room.ctypes.data + room.size
+del room
+aside = SetAside(0)
+large = np.empty(LARGE_BYTES, np.uint8)
+small = [np.empty(2000, np.uint8) for _ in range(10)]
+print(start <= large.ctypes.data < end, any(start <= each.ctypes.data < end for each in small))
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.split()[0] == "False"
