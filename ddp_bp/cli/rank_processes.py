@@ -18,6 +18,9 @@ START_DEATH_SECONDS = 5.0
 END_SECONDS = 2.0
 """How long it may take once all of its ranks have ended."""
 
+# Among the fields of /proc/PID/stat after the name, of which the state is the first.
+_NUM_THREADS = 17
+
 
 class RankProcesses:
     """Follows the ranks of one start of a job."""
@@ -71,6 +74,8 @@ def _is_of_this_interpreter(pid: int) -> bool:
 def _has_ended(pid: int) -> bool:
     """Whether it only waits for its parent to hear of its end: one that still gives back its memory has not ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return True
+    state, num_threads = fields[0], int(fields[_NUM_THREADS])
+    return state in (b"Z", b"X") and num_threads <= 1

@@ -169,7 +169,7 @@ def _work(
             coordinator_address=start.address,
             run_id=start_id(start.recipe, invocation.num_starts),
             resumes=start.resumes,
-            checkpoint=first.checkpoint if first else None,
+            take_checkpoint=first.take_checkpoint if first else lambda: None,
             announce=first.announce if first else lambda _: None,
             num_recoveries=invocation.num_recoveries,
             needs_rank_0=invocation.coordinator is None,
@@ -235,7 +235,7 @@ class _Root:
         if not prepared.recipe.blas.allow_mixed:
             check_same_blas(ranks_blas)
         self.job: Job = prepared.job
-        self.checkpoint: Checkpoint | None = prepared.checkpoint
+        self._checkpoint: Checkpoint | None = prepared.checkpoint
         if not invocation.supervised:
             prepared.create(communicator=communicator.describe(), kernels_chosen_by=kernels.why)
             (self.run_dir / SUMMARY_FILE).unlink(missing_ok=True)
@@ -255,6 +255,11 @@ class _Root:
                 warn(kernels.warning)
         resumes = prepared.checkpoint is not None
         self.start = Start(prepared.recipe, str(prepared.base), address, resumes, invocation.binds, num_spares)
+
+    def take_checkpoint(self) -> Checkpoint | None:
+        """What was read to go on from, if anything; it is not kept here any more."""
+        checkpoint, self._checkpoint = self._checkpoint, None
+        return checkpoint
 
     def _start_coordinator(self, world_size: int, num_spares: int, total_steps: int) -> KeptCoordinator:
         def begin(overrides: Sequence[str], takes_over: bool) -> CoordinatorProcess:

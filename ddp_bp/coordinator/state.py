@@ -351,9 +351,9 @@ class Coordinator:
             return True
         if self.state in (State.WAITING, State.TRAINING):
             # Ranks may end early, after an error, and one that was killed meanwhile does not say goodbye.
-            config, deserted_at = self.config, self.roster.deserted_at
-            limit = config.worker_timeout_seconds if config.parent_fd is None else config.exit_grace_seconds
-            return deserted_at is not None and now - deserted_at >= limit
+            # Without a parent a longer silence is waited for.
+            deserted_at = None if self.config.parent_fd is None else self.roster.deserted_at
+            return deserted_at is not None and now - deserted_at >= self.config.exit_grace_seconds
         if not self.roster.connected():
             # Before the first rank nobody is connected either, but ranks are on their way and must be told to stop.
             return self.roster.num_joined > 0 or self.state is State.FAILED

@@ -59,7 +59,8 @@ _SUMMARY_SECONDS = 600.0
 class RunSettings:
     """Where the coordinator is, what to resume from, and who is told of each epoch.
 
-    `resumes` is the same on all ranks; `checkpoint` is what rank 0 has read if it is true, and None on the others.
+    `resumes` is the same on all ranks; `take_checkpoint` gives what rank 0 has read if it is true, which nothing else
+    keeps then, and None on the others.
     `num_recoveries`: how many deaths the run had got over before this start. `needs_rank_0`: whether the coordinator
     ends with the rank that was 0 at the start. `min_workers`: with fewer ranks they stop, with a checkpoint.
     `num_spares`: how many ranks, the last ones, wait. `joined`: is called when all have been welcomed by the
@@ -70,7 +71,7 @@ class RunSettings:
     coordinator_address: str
     run_id: str
     resumes: bool
-    checkpoint: Checkpoint | None
+    take_checkpoint: Callable[[], Checkpoint | None]
     announce: Callable[[str], None]
     num_recoveries: int = 0
     needs_rank_0: bool = False
@@ -159,7 +160,7 @@ class _Run:
                 snapshot = self._composed.snapshot
                 restoring = Activity(lambda: 0, lambda: (place_outside_mpi(), snapshot.num_pieces_restored))
                 link.watch(restoring.position, thread_stacks)
-                self._progress, chain = restore(self._communicator, job, snapshot, settings.checkpoint)
+                self._progress, chain = restore(self._communicator, job, snapshot, settings.take_checkpoint())
         self._resumed_from_step: int | None = None
         if settings.resumes:
             # A spare may be rank 0 one day, and say so in the summary.

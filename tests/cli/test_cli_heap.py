@@ -51,7 +51,8 @@ def heap_kilobytes():
 
 assert give_back_large_arrays()
 before = heap_kilobytes()
-for size in (1_000_000, 3_000_000, 9_000_000):
+np.ones(9_000_000, np.uint8)
+for size in (6_000_000, 3_000_000, 1_000_000):
     arrays = [np.ones(size, np.uint8) for _ in range(4)]
     stays = np.ones(100, np.uint8)
     del arrays

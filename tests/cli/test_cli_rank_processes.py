@@ -11,15 +11,22 @@ import pytest
 from ddp_bp.cli.rank_processes import END_SECONDS, START_DEATH_SECONDS, RankProcesses
 
 LAUNCHER = """
-import subprocess, sys
+import os, subprocess, sys
 pipe = subprocess.PIPE
 command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
 children = [subprocess.Popen(command, stdin=pipe, stdout=pipe) for _ in range(2)]
 for child in children:
     child.stdout.readline()
 print("started", flush=True)
+ended = []
 for line in sys.stdin:
-    children.pop().communicate(b"")
+    child = children.pop()
+    if line == "unheard\\n":
+        child.stdin.close()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        ended.append(child)
+    else:
+        child.communicate(b"")
     print("ended", flush=True)
 """
 
@@ -35,9 +42,10 @@ def launcher() -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def end_one(launcher: subprocess.Popen[str]) -> None:
+def end_one(launcher: subprocess.Popen[str], how: str = "") -> None:
+    """`how`: "unheard" if the launcher is not to take note of the end."""
     assert launcher.stdin is not None and launcher.stdout is not None
-    print(file=launcher.stdin, flush=True)
+    print(how, file=launcher.stdin, flush=True)
     assert launcher.stdout.readline() == "ended\n"
 
 
@@ -76,6 +84,14 @@ def test_a_launcher_may_not_stay_for_long_without_ranks(launcher: subprocess.Pop
     times = 200.0, 200.0 + END_SECONDS, 200.1 + END_SECONDS
     assert seen(processes, *times) == [NOTHING, NOTHING, ALL_HAVE_ENDED]
     assert seen(unknown, *times) == [NOTHING, NOTHING, NOTHING]
+
+
+def test_it_may_not_have_heard_of_their_end(launcher: subprocess.Popen[str]) -> None:
+    processes = RankProcesses(launcher.pid, 2)
+    assert seen(processes, 0.0) == [NOTHING]
+    for _ in range(2):
+        end_one(launcher, "unheard")
+    assert seen(processes, 200.0, 200.1 + END_SECONDS) == [NOTHING, ALL_HAVE_ENDED]
 
 
 def test_one_process_among_many_ranks_may_be_a_helper_of_the_launcher(launcher: subprocess.Popen[str]) -> None:

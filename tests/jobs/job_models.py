@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 import time
+import weakref
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -123,6 +125,29 @@ def dying_early(input_shape, num_outputs, is_prepared: bool):
     if launched_rank() == 1:
         run.prepare_training = prepare_and_die
     return slow(input_shape, num_outputs)
+
+
+class KeepingNoCheckpoint(Slow):
+    """Raises in training as long as something keeps the checkpoint that it goes on from."""
+
+    restored: ClassVar[list[weakref.ref]] = []
+
+    def forward(self, x):
+        if self.training and any(checkpoint() is not None for checkpoint in self.restored):
+            raise ArithmeticError("the checkpoint is still there")
+        return super().forward(x)
+
+
+def keeping_no_checkpoint(input_shape, num_outputs):
+    restore = run.restore
+
+    def restore_and_note(communicator, job, snapshot, checkpoint):
+        if checkpoint is not None:
+            KeepingNoCheckpoint.restored.append(weakref.ref(checkpoint))
+        return restore(communicator, job, snapshot, checkpoint)
+
+    run.restore = restore_and_note
+    return KeepingNoCheckpoint(input_shape[0], num_outputs, 0.0)
 
 
 def dying(input_shape, num_outputs, num_calls: int = 10):

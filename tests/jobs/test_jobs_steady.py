@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -55,6 +56,16 @@ def test_large_arrays_that_come_and_go_in_every_step_meet_no_new_pages(
     last_step = wait_for_step(run_dir, first_step + 50)["step"]
     for found, then in zip(ranks, before, strict=True):
         assert (read(found).minor_faults - then) / (last_step - first_step) <= MAX_FAULTS_PER_STEP
+
+
+def test_what_a_rank_goes_on_from_does_not_stay_with_it(run_ddp_bp, slow_recipe: Path, tmp_path: Path) -> None:
+    options = ["-n", 2, "--run-dir", tmp_path / "run", "--set", "model.factory=job_models:keeping_no_checkpoint"]
+    first = run_ddp_bp("train", slow_recipe, *options, "--set", "train.max_steps=10")
+    assert first.returncode == 0, first.stderr
+    more = run_ddp_bp("train", slow_recipe, *options, "--set", "train.max_steps=20", "--resume", "auto", "--json")
+    assert more.returncode == 0, more.stderr
+    summary = json.loads(more.stdout)
+    assert (summary["resumed_from_step"], summary["steps"]) == (10, 20)
 
 
 @pytest.mark.timeout(300)
