@@ -367,12 +367,12 @@ class Coordinator:
             return [*last_try]
         self._exited = True
         members = [member for _, member in self.roster if member.has_joined]
-        # Who hands in a summary has saved a checkpoint, and may be killed before it has said goodbye.
         missing = [rank for rank, member in self.roster if not member.left]
         logs: list[e.Instruction] = []
         if self.state in (State.WAITING, State.TRAINING) and missing and self.roster.deserted_at is not None:
             text = f"rank {', '.join(map(str, missing))} is gone without a word, and the others have said goodbye"
             logs = [e.Log("error", text)]
+        # Who hands in a summary has saved a checkpoint, and may be killed before it has said goodbye.
         is_summed_up = self.durability.summary is not None
         all_left = bool(members) and all(member.left for member in members)
         stopped = self.state is State.STOPPING and (is_summed_up or all_left)

@@ -244,9 +244,12 @@ class _Run:
         return False
 
     def _train_until_one_dies(self) -> Outcome | None:
-        # The recovery begins after the error has gone, with all that the step was in the middle of.
-        with contextlib.suppress(*([PeerLostError] if self._trained.recovers else [])):
+        try:
             return self._train()
+        except PeerLostError:
+            if not self._trained.recovers:
+                raise
+        # The recovery begins after the error has gone, with all that the step was in the middle of.
         return None
 
     def _train(self) -> Outcome:

@@ -16,7 +16,6 @@ from ddp_bp.engine.buffers import Buffers
 from ddp_bp.engine.flat import FlatParameters
 from ddp_bp.optim import ExponentialMovingAverage, Optimizer
 from ddp_bp.parallel.agreement import Agreement, Verdict, row_size
-from ddp_bp.parallel.apart import allocate_apart
 from ddp_bp.parallel.arena import Arena
 from ddp_bp.parallel.bucket_choice import NO_BUCKETS, BucketChoice
 from ddp_bp.parallel.bucket_exchange import BucketExchange
@@ -117,9 +116,6 @@ def place_state(
     Collective.
     """
     parameters.move_to(arena.allocate("parameters", parameters.size, parameters.dtype))
-    # Each step binds another buffer, and the first one's room in the heap would be free from then on.
-    parameters.bind_gradient(allocate_apart(parameters.size, parameters.dtype))
-    parameters.forget_buffers()
     optimizer.move_to(arena.allocate)
     average = None
     if ema_decay is not None:

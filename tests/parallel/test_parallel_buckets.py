@@ -216,10 +216,12 @@ def test_an_exchange_that_is_abandoned_is_a_loss_for_the_others() -> None:
 
 def test_an_exchange_that_has_failed_goes_with_its_last_user() -> None:
     """Without a garbage collection, which does not look at what was there before the first step."""
+    begun = threading.Barrier(2)
 
     def run(comm: ThreadCommunicator) -> bool:
         _, exchange = build(comm, 3000, 2, [0, 1], cut_buckets(3000, 3000, 1024))
         exchange.begin()
+        begun.wait(10)
         if comm.rank == 1:
             comm.die()
         exchange.release_all()
